@@ -1,0 +1,48 @@
+# The two commands: make demo, make test. Each makes its own virtual environment from the lock file.
+#
+#   PYTHON   the interpreter to make it with          (python3)
+#   DJANGO   which lock file: 4.2, 5.2 or 6.1         (5.2; 6.1 needs Python 3.12)
+#   DRIVER   psycopg or psycopg2, for the demo        (what Django takes: psycopg 3)
+PYTHON ?= python3
+DJANGO ?= 5.2
+VENV ?= .venv
+LOCK := locks/django-$(DJANGO).txt
+READY := $(VENV)/.ready-$(DJANGO)
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint lock clean
+
+demo: $(READY)
+	$(BIN)/python -m demo
+
+# The whole suite on each driver: Django takes psycopg 3 where it finds it.
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+$(READY): $(LOCK) pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+# Anew from pyproject.toml; needs uv (pip install uv).
+LOCKS := locks/django-4.2.txt locks/django-5.2.txt locks/django-6.1.txt
+lock:
+	rm -f $(LOCKS)
+	$(MAKE) $(LOCKS)
+
+locks/django-6.1.txt: LOCK_PYTHON := 3.12
+locks/django-%.txt: LOCK_PYTHON ?= 3.10
+locks/django-%.txt:
+	printf 'django~=%s.0\ndjango-cockroachdb~=%s.0\n' $* $* | uv pip compile pyproject.toml --quiet --universal \
+		--extra test --extra psycopg --python-version $(LOCK_PYTHON) --prerelease=if-necessary-or-explicit \
+		--generate-hashes --no-emit-index-url --no-header --constraints - --output-file $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
