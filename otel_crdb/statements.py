@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From SQL text to what telemetry may show of it: summary, operation, masked text.
+
+No literal of a text is left in what comes out. Placeholders, TRUE, FALSE, NULL and DEFAULT stay. Names that
+are made anew for each session or transaction (savepoints, cursors, prepared statements) become ``?`` like
+literals do, so that they make no new texts; ``cockroach_restart`` is a word of the protocol and stays.
+Lists of values in ``IN (…)`` and ``ARRAY[…]`` shrink to their first element and the rows of VALUES to the
+first row. Describing a masked text again leaves it as it is.
+
+What has been described is remembered, least recently used first out, in a bounded number of bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from threading import RLock
+from typing import NamedTuple
+
+from .sqlsummary import summarise
+from .sqltokens import BLANKS, ELLIPSIS, HIDDEN, Kind, Token, tokenize, words
+
+READ_LIMIT = 16 * 1024  # of a longer text only so much is read, and it is never remembered
+TEXT_LIMIT = 4096
+BATCH = "BATCH"
+SUMMARY_LIMIT = 255 - len(BATCH) - 1  # the convention's 255, with room for the prefix
+AS_OF_LIMIT = 64
+CACHE_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What telemetry may show of a statement. All of it is valid UTF-8 and printable."""
+
+    summary: str = ""
+    """``db.query.summary``: operations and targets in order, at most 255 characters."""
+    operation: str = ""
+    """The verb of the main operation in upper case, empty where unknown."""
+    text: str = ""
+    """``db.query.text``: masked, without comments, at most TEXT_LIMIT characters."""
+    as_of_system_time: str = ""
+    """The expression after AS OF SYSTEM TIME; times and intervals in it are shown."""
+
+
+_NOTHING = Statement()
+
+
+def describe(sql: object) -> Statement:
+    """Describe a text, a string or bytes. Never raises; what is neither gives an empty statement."""
+    if type(sql) is str and len(sql) <= READ_LIMIT:
+        return _CACHE.get(sql) or _CACHE.put(sql, _describe(sql))
+    if isinstance(sql, str):
+        # str() of a subclass is what its author likes; this is its text.
+        text = str.__str__(sql)
+        return describe(text) if len(text) <= READ_LIMIT else _describe(text[:READ_LIMIT], whole=False)
+    if isinstance(sql, bytes):
+        # Bytes come from drivers that have put the values in: seldom the same twice, not worth remembering.
+        return _describe(sql[:READ_LIMIT].decode("utf-8", "replace"), whole=len(sql) <= READ_LIMIT)
+    return _NOTHING
+
+
+def batch(statement: Statement) -> Statement:
+    """Return the statement as one that ``executemany()`` sends two or more times."""
+    return replace(statement, summary=f"{BATCH} {statement.summary}".rstrip())
+
+
+def _describe(sql: str, *, whole: bool = True) -> Statement:
+    tokens = _hide_names(tokenize(sql))
+    if not whole:
+        del tokens[-1:]  # the last one may be cut
+    summary, operation = summarise(tokens, SUMMARY_LIMIT)
+    return Statement(
+        _printable(summary),
+        _printable(operation),
+        _printable(_joined(_collapse(tokens), TEXT_LIMIT, whole=whole)),
+        _printable(_as_of(tokens)),
+    )
+
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def _printable(text: str) -> str:
+    """Replace control characters and lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else _REPLACEMENT for char in text)
+
+
+# Names that are as private as a literal, or would make a new text each time
+
+_RESTART = "cockroach_restart"
+_ROLES = words("USER ROLE")
+_SESSION_NAMED = words("SAVEPOINT RELEASE ROLLBACK DECLARE CLOSE PREPARE EXECUTE DEALLOCATE")
+_BEFORE_SESSION_NAME = _SESSION_NAMED | words("TO WORK TRANSACTION PREPARED ALL AND NO CHAIN")
+
+
+def _hide_names(tokens: list[Token]) -> list[Token]:
+    start = 0
+    for index, token in enumerate(tokens):
+        if token.key == ";":
+            start = index + 1
+        elif index == start and token.key in _SESSION_NAMED:
+            _hide_session_name(tokens, index)
+        elif index == start + 1 and token.key in _ROLES:
+            _hide_password(tokens, index)
+    return tokens
+
+
+def _hide_session_name(tokens: list[Token], start: int) -> None:
+    for index in range(start, len(tokens)):
+        if tokens[index].key not in _BEFORE_SESSION_NAME:
+            if tokens[index].raw.strip('"').lower() != _RESTART:
+                _hide(tokens, index)
+            return
+
+
+def _hide_password(tokens: list[Token], start: int) -> None:
+    """Hide a password that was not written as a string: its quotes were forgotten, or are double ones."""
+    for index in range(start, len(tokens)):
+        if tokens[index].key == ";":
+            return
+        if tokens[index - 1].key == "PASSWORD":
+            _hide(tokens, index + 1 if tokens[index].key == "=" else index)
+
+
+def _hide(tokens: list[Token], index: int) -> None:
+    if index < len(tokens):
+        token = tokens[index]
+        if token.kind is Kind.NAME or (token.kind is Kind.WORD and token.key != "NULL"):
+            tokens[index] = Token(Kind.VALUE, HIDDEN, "", token.gap, HIDDEN)
+
+
+# The masked text
+
+_LISTS = {("IN", "("), ("ARRAY", "[")}
+_CASTS = words(":: :::")
+_CONSTANTS = _CASTS | words("NULL TRUE FALSE DEFAULT ARRAY + -")
+
+
+class _Bracket:
+    """An open bracket, and from where its content goes when it closes."""
+
+    __slots__ = ("constant", "cut", "is_list", "is_row", "rows")
+
+    def __init__(self, cut: int | None = None, *, is_list: bool = False) -> None:
+        self.cut = cut
+        self.is_list = is_list  # of IN or ARRAY
+        self.is_row = cut is not None  # of VALUES, beyond the first
+        self.constant = True  # nothing but values so far
+        self.rows = False  # inside it VALUES has begun
+
+    def shortened(self, kept: list[Token]) -> bool:
+        """Drop what makes the text longer and says nothing."""
+        if self.cut is None or not (self.is_row or self.constant):
+            return False
+        del kept[self.cut :]
+        return True
+
+
+class _Collapser:
+    def __init__(self) -> None:
+        self.kept: list[Token] = []
+        self.open = [_Bracket()]
+        self.previous = ""
+
+    def take(self, token: Token) -> None:
+        key = token.key
+        if key in ("(", "["):
+            self._opened(token)
+        elif key in (")", "]"):
+            self._closed(token)
+        elif key == ",":
+            self._comma(token)
+        elif key == ";":
+            self.open = [_Bracket()]
+            self.kept.append(token)
+        else:
+            self._inside(token)
+        self.previous = key
+
+    def _opened(self, token: Token) -> None:
+        rows = self.open[-1].rows and self.previous == ","
+        is_list = (self.previous, token.key) in _LISTS
+        self.open.append(_Bracket(len(self.kept) - 1 if rows else None, is_list=is_list))
+        self.kept.append(token)
+
+    def _closed(self, token: Token) -> None:
+        bracket = self.open.pop() if len(self.open) > 1 else self.open[0]
+        bracket.shortened(self.kept)
+        if not bracket.is_row:
+            self.kept.append(token)
+        self.open[-1].constant &= bracket.constant
+
+    def _comma(self, token: Token) -> None:
+        bracket = self.open[-1]
+        if bracket.is_list and bracket.cut is None:
+            bracket.cut = len(self.kept)
+        self.kept.append(token)
+
+    def _inside(self, token: Token) -> None:
+        bracket = self.open[-1]
+        if token.kind is Kind.WORD or token.kind is Kind.NAME:
+            bracket.rows = token.key == "VALUES"
+        if token.kind is not Kind.VALUE and token.key not in _CONSTANTS and self.previous not in _CASTS:
+            bracket.constant = False
+        self.kept.append(token)
+
+    def finish(self) -> list[Token]:
+        """Close what was left open, from the inside out."""
+        constant = True
+        for bracket in reversed(self.open):
+            constant = bracket.constant = bracket.constant and constant
+            bracket.shortened(self.kept)
+        return self.kept
+
+
+def _collapse(tokens: list[Token]) -> list[Token]:
+    collapser = _Collapser()
+    for token in tokens:
+        collapser.take(token)
+    return collapser.finish()
+
+
+def _joined(tokens: list[Token], limit: int, *, whole: bool = True) -> str:
+    """Put the text together, cut after a token with an ellipsis where it is too long."""
+    pieces = [f" {token.text}" if token.gap else token.text for token in tokens]
+    text = "".join(pieces).strip(BLANKS)
+    if whole and len(text) <= limit:
+        return text
+    length = len(ELLIPSIS) + 1
+    kept = 0
+    for piece in pieces:
+        length += len(piece)
+        if length > limit:
+            break
+        kept += 1
+    return f"{''.join(pieces[:kept]).strip(BLANKS)} {ELLIPSIS}".strip(BLANKS)
+
+
+# AS OF SYSTEM TIME
+
+_AS_OF = ("AS", "OF", "SYSTEM", "TIME")
+_TIME = re.compile(r"'[0-9A-Za-z :.,+?-]{1,48}'|[0-9.]{1,32}")
+_AFTER_AS_OF = words(
+    "WHERE GROUP HAVING WINDOW ORDER LIMIT OFFSET FETCH FOR UNION INTERSECT EXCEPT AS ON JOIN INNER LEFT"
+    " RIGHT FULL CROSS NATURAL WITH PRIORITY ISOLATION READ NOT DEFERRABLE INTO RETURNING"
+)
+
+
+def _as_of(tokens: list[Token]) -> str:
+    keys = [token.key for token in tokens]
+    if "SYSTEM" not in keys:
+        return ""
+    for index in range(len(keys) - len(_AS_OF)):
+        if tuple(keys[index : index + len(_AS_OF)]) == _AS_OF:
+            expression = _expression(tokens[index + len(_AS_OF) :])
+            shown = _joined([_with_time(token) for token in expression], READ_LIMIT)
+            return shown if len(shown) <= AS_OF_LIMIT else _joined(expression, AS_OF_LIMIT)
+    return ""
+
+
+def _expression(tokens: list[Token]) -> list[Token]:
+    depth = 0
+    for index, token in enumerate(tokens):
+        depth += (token.key in ("(", "[")) - (token.key in (")", "]"))
+        if depth < 0 or (depth == 0 and (token.key in _AFTER_AS_OF or token.key in (",", ";"))):
+            return tokens[:index]
+    return tokens
+
+
+def _with_time(token: Token) -> Token:
+    if token.kind is Kind.VALUE and _TIME.fullmatch(token.raw):
+        return token._replace(text=token.raw)
+    return token
+
+
+# What has been described
+
+_ENTRY_BYTES = 256  # of the statement object and its place in the table
+
+
+class CacheInfo(NamedTuple):
+    """How full the cache is."""
+
+    entries: int
+    size: int
+    limit: int
+
+
+class StatementCache:
+    """Statements by their text, least recently used first out, bounded in bytes."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self._limit = limit
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, and take a new lock: a forked child inherits one that no thread gives back."""
+        self._lock = RLock()  # re-entrant: a signal handler may run a query
+        self._entries: OrderedDict[str, Statement] = OrderedDict()
+        self._size = 0
+
+    def get(self, sql: str) -> Statement | None:
+        """Return what is known of the text."""
+        with self._lock:
+            statement = self._entries.get(sql)
+            if statement is not None:
+                self._entries.move_to_end(sql)
+            return statement
+
+    def put(self, sql: str, statement: Statement) -> Statement:
+        """Remember a statement, forget as many as that takes, and return it."""
+        with self._lock:
+            if sql not in self._entries:
+                self._entries[sql] = statement
+                self._size += _weight(sql, statement)
+                while self._size > self._limit:
+                    self._size -= _weight(*self._entries.popitem(last=False))
+        return statement
+
+    def info(self) -> CacheInfo:
+        """Return how full the cache is."""
+        with self._lock:
+            return CacheInfo(len(self._entries), self._size, self._limit)
+
+
+def _weight(sql: str, statement: Statement) -> int:
+    fields = (sql, statement.summary, statement.operation, statement.text, statement.as_of_system_time)
+    return _ENTRY_BYTES + sum(map(sys.getsizeof, fields))
+
+
+_CACHE = StatementCache()
+cache_clear = _CACHE.clear
+cache_info = _CACHE.info
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_CACHE.clear)
