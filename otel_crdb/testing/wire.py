@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A proxy for PostgreSQL's wire protocol that introduces the server behind it as a CockroachDB node.
+
+It changes the start-up: what a node says of itself there, and the process id that carries the node's number.
+After that one SET is put into words PostgreSQL knows, and every other message passes byte for byte.
+`Session.to_server` and `Session.to_client` see each message before it goes on, and decide what goes on in its
+place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .frames import READ_SIZE, TO_CLIENT, TO_SERVER, Frame, FrameReader, ProtocolError, message, sqlstate
+from .wire_log import CONTROL_REQUEST, WireLog
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+CANCEL_REQUEST = 1234 << 16 | 5678
+SSL_REQUEST = 1234 << 16 | 5679
+GSSENC_REQUEST = 1234 << 16 | 5680
+STARTUP_LIMIT = 10_000  # PostgreSQL refuses longer start-up packets
+MAX_NODE_ID = 2047  # eleven bits: the sign bit above them must stay zero
+
+# What CockroachDB reports at start-up besides server_version and crdb_version
+# (pkg/sql/pgwire/server.go, statusReportParams).
+REPORTED = frozenset(
+    {
+        "server_encoding",
+        "client_encoding",
+        "application_name",
+        "DateStyle",
+        "IntervalStyle",
+        "is_superuser",
+        "TimeZone",
+        "integer_datetimes",
+        "standard_conforming_strings",
+        "session_authorization",
+    }
+)
+
+# A session variable of CockroachDB's that django-cockroachdb sets before it changes a column's type: 4.2 does
+# always, later ones on servers before 25.1. PostgreSQL takes unknown names only when they have a dot.
+FOREIGN_SETTING = b"SET enable_experimental_alter_column_type_general"
+KNOWN_SETTING = b"SET cockroachdb.enable_experimental_alter_column_type_general"
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """How the server introduces itself.
+
+    `crdb_version` is the text `version()` answers too. `node_id` is 1 to 2047, the ids that fit the upper
+    twelve bits of a process id (CockroachDB's pkg/sql/pgwire/pgwirecancel/backend_key_data.go); others raise
+    ValueError. `server_version` is the PostgreSQL version CockroachDB pretends to be.
+    """
+
+    crdb_version: str
+    node_id: int = 1
+    server_version: str = "13.0.0"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.node_id <= MAX_NODE_ID:
+            raise ValueError(f"node_id must be from 1 to {MAX_NODE_ID}, not {self.node_id}")
+
+    def parameter_status(self, frame: Frame) -> bytes:
+        """Give the ParameterStatus messages that go to the client in place of this one: none, one or two."""
+        name, value = frame.strings(2)
+        if name == "server_version":
+            pairs = [(name, self.server_version), ("crdb_version", self.crdb_version)]
+        else:
+            pairs = [(name, value)] if name in REPORTED else []
+        return b"".join(message("S", f"{key}\0{text}\0".encode()) for key, text in pairs)
+
+
+class Session:
+    """One client and the server session that serves it, from the start-up packet to the end of either."""
+
+    def __init__(self, proxy: WireProxy, client: Connection) -> None:
+        self._proxy = proxy
+        self._log = proxy.log
+        self._client_reader, self._client = client
+        self._number = 0
+        self._key: bytes | None = None  # what we told the client in BackendKeyData
+        self._prepared: dict[str, bytes] = {}
+        self._portals: dict[str, bytes] = {}
+
+    async def run(self) -> None:
+        """Serve this client until it or the server goes."""
+        try:
+            code, packet = await self._startup()
+            if code == CANCEL_REQUEST:
+                await self._proxy.cancel(packet[8:])
+            elif code == CONTROL_REQUEST:
+                self._client.write(json.dumps(self._proxy.control(json.loads(packet[8:]))).encode())
+                await self._client.drain()
+            else:
+                await self._serve(packet)
+        except (OSError, EOFError, ProtocolError):
+            pass  # a peer that is gone or speaks nonsense: to close is all there is to do
+        finally:
+            self._client.close()
+
+    async def _startup(self) -> tuple[int, bytes]:
+        """Refuse encryption as often as it is asked for; give the first other packet and its code."""
+        while True:
+            head = await self._client_reader.readexactly(8)
+            length, code = int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")
+            if not 8 <= length <= STARTUP_LIMIT:
+                raise ProtocolError(f"a start-up packet of length {length}")
+            if code not in (SSL_REQUEST, GSSENC_REQUEST):
+                return code, head + await self._client_reader.readexactly(length - 8)
+            self._client.write(b"N")
+            await self._client.drain()
+
+    async def _serve(self, startup: bytes) -> None:
+        reader, server = await self._proxy.connect_upstream()
+        self._log.sessions += 1
+        self._log.open_sessions += 1
+        self._number = self._proxy.next_session_number()
+        server.write(startup)
+        relays = [
+            asyncio.create_task(self._relay(FrameReader(self._client_reader), server, self.to_server)),
+            asyncio.create_task(self._relay(FrameReader(reader), self._client, self.to_client)),
+        ]
+        try:
+            await asyncio.wait(relays, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # A client that closes its sending half is gone: CockroachDB ends the connection then and cancels
+            # what runs on it (pkg/sql/pgwire/conn.go, the end of the reading loop). PostgreSQL notices our
+            # closing within client_connection_check_interval and does the same.
+            for relay in relays:
+                relay.cancel()
+            server.close()
+            self._proxy.forget(self._key)
+            self._log.open_sessions -= 1
+            outcomes = await asyncio.gather(*relays, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    async def _relay(
+        self, source: FrameReader, sink: asyncio.StreamWriter, decide: Callable[[Frame], bytes]
+    ) -> None:
+        while frames := await source.read():
+            sink.write(b"".join([decide(frame) for frame in frames]))
+            await sink.drain()
+
+    def to_server(self, frame: Frame) -> bytes:
+        """Take note of a client's message; give the bytes that go to the server in its place."""
+        kind = frame.kind
+        self._log.to_server[TO_SERVER.get(kind, kind)] += 1
+        if kind == "Q":
+            self._log.add(self._number, "statement", frame.data[5:-1])
+            if frame.data.startswith(FOREIGN_SETTING, 5):
+                return message("Q", frame.data[5:].replace(FOREIGN_SETTING, KNOWN_SETTING, 1))
+        elif kind == "P":
+            name, text = frame.data[5:].split(b"\0", 2)[:2]
+            self._prepared[name.decode(errors="replace")] = text
+        elif kind == "B":
+            portal, statement = frame.strings(2)
+            self._portals[portal] = self._prepared.get(statement, b"")
+        elif kind == "E":
+            self._log.add(self._number, "statement", self._portals.get(frame.strings(1)[0], b""))
+        return frame.data
+
+    def to_client(self, frame: Frame) -> bytes:
+        """Take note of the server's message; give the bytes that go to the client in its place."""
+        kind = frame.kind
+        self._log.to_client[TO_CLIENT.get(kind, kind)] += 1
+        if kind == "S":
+            return self._proxy.announcement.parameter_status(frame)
+        if kind == "K":
+            self._key = self._proxy.new_key(server_key=frame.data[5:])
+            return message("K", self._key)
+        if kind == "C":
+            self._log.add(self._number, "tag", frame.data[5:-1])
+        elif kind == "E":
+            self._log.add(self._number, "error", sqlstate(frame.data[5:]))
+        return frame.data
+
+
+class WireProxy:
+    """Accepts clients on a free port of 127.0.0.1 and gives each a session of the server behind.
+
+    `connect_upstream` opens one connection to that server and may raise OSError.
+    """
+
+    def __init__(
+        self, announcement: Announcement, connect_upstream: Callable[[], Awaitable[Connection]]
+    ) -> None:
+        self.announcement = announcement
+        self.connect_upstream = connect_upstream
+        self.log = WireLog()
+        self.port = 0
+        self._numbers = 0
+        self._server_keys: dict[bytes, bytes] = {}
+        self._sessions: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen; `port` tells where. Raises OSError when the machine lets us not."""
+        self._listener = await asyncio.start_server(
+            self._accept, "127.0.0.1", 0, limit=READ_SIZE, backlog=512
+        )
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Listen no more and end all sessions."""
+        if self._listener is not None:
+            self._listener.close()
+        for session in self._sessions:
+            session.cancel()
+        await asyncio.gather(*self._sessions, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(Session(self, (reader, writer)).run())
+        self._sessions.add(task)
+        task.add_done_callback(self._sessions.discard)
+
+    def next_session_number(self) -> int:
+        """Give the number of a new session."""
+        self._numbers += 1
+        return self._numbers
+
+    def new_key(self, server_key: bytes) -> bytes:
+        """Give a key such as the announced node would give: its id, 20 random bits, 32 bits of secret."""
+        while True:
+            pid = self.announcement.node_id << 20 | secrets.randbits(20)
+            key = pid.to_bytes(4, "big") + secrets.token_bytes(4)
+            if key not in self._server_keys:
+                self._server_keys[key] = server_key
+                return key
+
+    def forget(self, key: bytes | None) -> None:
+        """Cancel nothing by this key any more."""
+        if key is not None:
+            self._server_keys.pop(key, None)
+
+    async def cancel(self, key: bytes) -> None:
+        """Pass a cancel request on under the server's own key and wait until the server has taken it."""
+        self.log.cancels += 1
+        server_key = self._server_keys.get(key)
+        if server_key is None:
+            return  # as a server does: no answer either way
+        reader, writer = await self.connect_upstream()
+        with contextlib.closing(writer):
+            length = 8 + len(server_key)
+            writer.write(length.to_bytes(4, "big") + CANCEL_REQUEST.to_bytes(4, "big") + server_key)
+            await reader.read()
+
+    def control(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request of the test harness: so far `{"command": "log", "clear": bool}`."""
+        answer = self.log.as_dict()
+        if request.get("clear"):
+            self.log.clear()
+        return answer
