@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenTelemetry instrumentation for Django on CockroachDB.
+
+In ``wsgi.py`` or ``asgi.py``, before Django's handler is made::
+
+    import otel_crdb
+    otel_crdb.instrument()
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .instrumentor import CockroachDBInstrumentor, flush, instrument, uninstrument
+
+__all__ = [
+    "CockroachDBInstrumentor",
+    "__version__",
+    "flush",
+    "instrument",
+    "uninstrument",
+]
+
+#: Where the public names live. They are imported at first use: the pytest plugin and the command line
+#: load this package in processes that never instrument anything.
+_HOMES = {
+    "CockroachDBInstrumentor": "instrumentor",
+    "flush": "instrumentor",
+    "instrument": "instrumentor",
+    "uninstrument": "instrumentor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{home}", __name__), name)

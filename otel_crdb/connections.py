@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a connection: the driver's connect, or the wait for one from a psycopg pool.
+
+A pool opens its connections in threads of its own, out of our sight; what we see is how long a
+request waited for one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from . import facts, semconv, signals, transactions
+from .hooks import Hook
+from .operations import ClientOperation, is_suppressed
+from .state import record_of
+
+if TYPE_CHECKING:
+    from .errors import Classification
+    from .signals import Signals
+
+
+class _Connect(ClientOperation):
+    """A connection on its way."""
+
+    __slots__ = ("node_id",)
+
+    def __init__(self, signal: Signals, settings: dict[str, Any]) -> None:
+        pooled = bool(settings["OPTIONS"].get("pool"))
+        known = facts.of_settings(settings)
+        self.node_id = signal.config.node_id
+        super().__init__(
+            known,
+            f"{'pool acquire' if pooled else 'connect'} {known.namespace}".rstrip(),
+            {semconv.DB_OPERATION_NAME: "acquire" if pooled else "connect"},
+            phase="connect",
+            histogram=(
+                signal.instruments.connection_wait_time
+                if pooled
+                else signal.instruments.connection_create_time
+            ),
+            attributes=dict(known.pool),
+            quiet=is_suppressed(),
+        )
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        if error is None and self.span is not None:
+            self.span.set_attributes(dict(facts.of_connection(result, node_id=self.node_id).span))
+        super().finish(result, error)
+
+    def settle(self, error: BaseException | None, failure: Classification | None) -> None:
+        """Leave transactions alone: there is none before there is a connection."""
+
+
+def _begin_connect(wrapper: Any, params: dict[str, Any]) -> _Connect | None:
+    signal = signals.current
+    if signal is None:
+        return None
+    # Django forgets its blocks when it connects anew; a transaction left over was lost with its link.
+    transactions.close(record_of(wrapper))
+    return _Connect(signal, wrapper.settings_dict)
+
+
+CONNECT = Hook("DatabaseWrapper.get_new_connection", _begin_connect)

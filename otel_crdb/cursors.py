@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a statement: ``execute``, ``executemany``, ``callproc`` and COPY on Django's cursors.
+
+Cursors get their class from here as Django makes them, so that connections opened before
+``instrument()`` are seen too and nothing stands between Django and the driver: the driver's own
+functions that insist on its own objects (``psycopg2.extensions.register_type`` and the like) never
+meet a proxy. ``stream()`` of psycopg 3 and ``connection.connection.cursor()`` are not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sized
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from . import semconv, signals, statements
+from .hooks import Hook
+from .operations import ClientOperation, is_suppressed
+from .state import connected, current_request
+from .transactions import for_statement
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from .hooks import Operation
+    from .state import ConnectionRecord, Transaction
+    from .statements import Statement
+
+#: Statements that only go back to a savepoint or give it up.
+SAVEPOINT_ENDS = frozenset({"RELEASE", "ROLLBACK"})
+
+
+class _Statement(ClientOperation):
+    """A statement under way."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        wrapper: Any,
+        record: ConnectionRecord,
+        statement: Statement,
+        extra: dict[str, Any],
+    ) -> None:
+        signal, known = signals.current, record.facts
+        assert signal is not None and known is not None  # noqa: PT018 - _begin() asked
+        driver_owns = record.driver_instrumented and signal.config.statement_owner == "driver"
+        quiet = driver_owns or is_suppressed()
+        transaction = for_statement(wrapper, record, quiet=quiet)
+        if transaction is not None:
+            _count(transaction, statement)
+        summary = statement.summary
+        super().__init__(
+            known,
+            summary or semconv.COCKROACHDB,
+            {
+                semconv.DB_QUERY_SUMMARY: summary,
+                semconv.DB_QUERY_TEXT: statement.text[: signal.config.query_text_limit],
+                **extra,
+            },
+            phase="autocommit" if transaction is None else "statement",
+            histogram=signal.instruments.operation_duration,
+            attributes={
+                **known.metric,
+                semconv.DB_QUERY_SUMMARY: signal.instruments.bounded_summary(summary),
+            },
+            transaction=transaction,
+            quiet=quiet,
+            suppress_driver=record.driver_instrumented and not driver_owns,
+        )
+        request = current_request.get()
+        if request is not None and not quiet:
+            request.statements += 1
+
+
+def _count(transaction: Transaction, statement: Statement) -> None:
+    if statement.operation == "SAVEPOINT":
+        transaction.savepoints += 1
+    elif statement.operation not in SAVEPOINT_ENDS:
+        transaction.statements += 1
+    if statement.as_of_system_time and not transaction.as_of_system_time:
+        transaction.as_of_system_time = statement.as_of_system_time
+
+
+def _begin(
+    cursor: Any, sql: Any, extra: dict[str, Any] | None = None, *, batch: bool = False
+) -> _Statement | None:
+    wrapper = cursor.db
+    if signals.current is None or wrapper.needs_rollback:
+        # Django refuses statements in a broken block (TransactionManagementError): nothing is sent.
+        return None
+    statement = statements.describe(text_of(sql, cursor.cursor))
+    if batch:
+        statement = statements.batch(statement)
+    return _Statement(wrapper, connected(wrapper), statement, extra or {})
+
+
+def text_of(sql: Any, driver_cursor: Any) -> str | bytes:
+    """Return the text of what ``execute()`` takes: a string, bytes, or a driver's ``sql.Composable``."""
+    if isinstance(sql, (str, bytes)):
+        return sql
+    render: Callable[[Any], str] | None = getattr(sql, "as_string", None)
+    return render(driver_cursor) if render is not None else ""
+
+
+def _begin_execute(cursor: Any, sql: Any, params: Any = None, *_: Any) -> _Statement | None:
+    return _begin(cursor, sql)
+
+
+def _begin_executemany(cursor: Any, sql: Any, param_list: Any, *_: Any) -> _Statement | None:
+    size = len(param_list) if isinstance(param_list, Sized) else None
+    if size == 1:
+        return _begin(cursor, sql)
+    return _begin(cursor, sql, {} if size is None else {semconv.DB_OPERATION_BATCH_SIZE: size}, batch=True)
+
+
+def _begin_callproc(cursor: Any, procname: Any, *_: Any, **__: Any) -> _Statement | None:
+    name = text_of(procname, cursor.cursor)
+    return _begin(cursor, f"CALL {name!s}", {semconv.DB_STORED_PROCEDURE_NAME: name})
+
+
+def _begin_copy(cursor: Any, sql: Any, *_: Any, **__: Any) -> _Statement | None:
+    return _begin(cursor, sql)
+
+
+def _begin_copy_from(cursor: Any, _file: Any, table: str, *_: Any, **__: Any) -> _Statement | None:
+    return _begin(cursor, f"COPY {table} FROM STDIN")
+
+
+def _begin_copy_to(cursor: Any, _file: Any, table: str, *_: Any, **__: Any) -> _Statement | None:
+    return _begin(cursor, f"COPY {table} TO STDOUT")
+
+
+EXECUTE = Hook("CursorWrapper._execute", _begin_execute)
+EXECUTEMANY = Hook("CursorWrapper._executemany", _begin_executemany)
+CALLPROC = Hook("CursorWrapper.callproc", _begin_callproc)
+COPY = Hook("CursorWrapper.copy", _begin_copy)
+COPY_EXPERT = Hook("CursorWrapper.copy_expert", _begin_copy)
+COPY_FROM = Hook("CursorWrapper.copy_from", _begin_copy_from)
+COPY_TO = Hook("CursorWrapper.copy_to", _begin_copy_to)
+
+
+class _Copying:
+    """psycopg 3's ``copy()``: a block, whose end is the statement's."""
+
+    def __init__(self, cursor: Any, copying: Any, statement: Any, args: Any, kwargs: Any) -> None:
+        self._copying = copying
+        self._begin = lambda: COPY.start(cursor, statement, *args, **kwargs)
+        self._operation: Operation | None = None
+
+    def __enter__(self) -> Any:
+        self._operation = self._begin()
+        try:
+            return self._copying.__enter__()
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any:
+        try:
+            swallowed = self._copying.__exit__(kind, error, trace)
+        except BaseException as end:
+            self._end(end)
+            raise
+        self._end(error)
+        return swallowed
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._operation is not None:
+            COPY.finish(self._operation, None, error)
+
+
+def _traced_copy(cursor: Any, copy: Callable[..., Any]) -> Callable[..., Any]:
+    def traced(statement: Any, *args: Any, **kwargs: Any) -> _Copying:
+        return _Copying(cursor, copy(statement, *args, **kwargs), statement, args, kwargs)
+
+    return traced
+
+
+def _traced_call(hook: Hook) -> Callable[[Any, Callable[..., Any]], Callable[..., Any]]:
+    def bind(cursor: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+        return partial(hook.around(lambda _, *args, **kwargs: call(*args, **kwargs)), cursor)
+
+    return bind
+
+
+#: What Django's wrapper hands through to the driver's cursor, or wraps only when it logs queries.
+HANDED_THROUGH: dict[str, Callable[[Any, Callable[..., Any]], Callable[..., Any]]] = {
+    "copy": _traced_copy,
+    "copy_expert": _traced_call(COPY_EXPERT),
+    "copy_from": _traced_call(COPY_FROM),
+    "copy_to": _traced_call(COPY_TO),
+}
+
+
+class TracedCursor:
+    """What goes before a cursor wrapper of Django's in the order of its classes."""
+
+    @EXECUTE.around
+    def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
+        return super()._execute(sql, params, *ignored)  # type: ignore[misc]
+
+    @EXECUTEMANY.around
+    def _executemany(self, sql: Any, param_list: Any, *ignored: Any) -> Any:
+        return super()._executemany(sql, param_list, *ignored)  # type: ignore[misc]
+
+    @CALLPROC.around
+    def callproc(self, *args: Any, **kwargs: Any) -> Any:
+        """Call a stored procedure, as Django's wrapper does."""
+        return super().callproc(*args, **kwargs)  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        value = super().__getattr__(name)  # type: ignore[misc]
+        bind = HANDED_THROUGH.get(name)
+        return value if bind is None else bind(self, value)
+
+
+@lru_cache(maxsize=64)
+def traced_class(wrapper_class: Any) -> Any:
+    """Return the traced form of a cursor wrapper class of Django's, or of somebody's subclass."""
+    namespace = {
+        name: _own_method(wrapper_class, name) for name in HANDED_THROUGH if hasattr(wrapper_class, name)
+    }
+    return type(wrapper_class.__name__, (TracedCursor, wrapper_class), {"__module__": __name__, **namespace})
+
+
+def _own_method(wrapper_class: type, name: str) -> property:
+    """Return what hands out a method that the wrapper class itself has, traced."""
+    method = getattr(wrapper_class, name)
+    return property(lambda cursor: HANDED_THROUGH[name](cursor, partial(method, cursor)))
+
+
+class _MakeCursor:
+    """Django is making a cursor wrapper: give it its traced class."""
+
+    @staticmethod
+    def finish(result: Any, error: BaseException | None) -> None:
+        if error is None and not isinstance(result, TracedCursor):
+            result.__class__ = traced_class(type(result))
+
+
+def _begin_make_cursor(*_: Any, **__: Any) -> type[_MakeCursor] | None:
+    return None if signals.current is None else _MakeCursor
+
+
+MAKE_CURSOR = Hook("DatabaseWrapper.make_cursor", _begin_make_cursor)
+MAKE_DEBUG_CURSOR = Hook("DatabaseWrapper.make_debug_cursor", _begin_make_cursor)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told of an error: one set of words for spans, events, log records and metrics."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry._logs import SeverityNumber
+
+from . import errors, redaction, semconv, signals
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+    from .state import Transaction
+
+logger = logging.getLogger(__name__)
+
+#: The conflict's parts that an error's text tells, and their names. Never the key.
+FINDINGS = (
+    ("retry_reason", semconv.RETRY_REASON),
+    ("retry_cause", semconv.RETRY_CAUSE),
+    ("server_txn_id", semconv.TXN_SERVER_ID),
+    ("conflict_server_txn_id", semconv.CONFLICT_SERVER_TXN_ID),
+    ("table_id", semconv.CONFLICT_TABLE_ID),
+    ("index_id", semconv.CONFLICT_INDEX_ID),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorWords:
+    """What spans and metrics say of one error."""
+
+    #: ``error.type``, and where known SQLSTATE and class.
+    span: dict[str, str]
+    #: The same, on data points: all of them bounded.
+    metric: dict[str, str]
+    #: The text with every key, row and value masked.
+    message: str
+
+
+def words_of(error: BaseException, failure: errors.Classification | None) -> ErrorWords:
+    """Name an error once for all signals.
+
+    Args:
+        error: what the caller is about to see.
+        failure: what it means; None where it is not a database error.
+
+    """
+    words = {semconv.ERROR_TYPE: errors.error_type(error)}
+    sqlstate = failure.sqlstate if failure is not None else None
+    if sqlstate:
+        words[semconv.DB_RESPONSE_STATUS_CODE] = sqlstate
+    message = ""
+    if failure is not None:
+        words[semconv.ERROR_CLASS] = failure.error_class
+        message = redaction.mask_error_text(str(errors.driver_error(error)), sqlstate)
+    return ErrorWords(words, words, message)
+
+
+def findings_of(failure: errors.Classification | None) -> dict[str, Any]:
+    """Return the retry reason and what is known of the conflict, by attribute name."""
+    if failure is None:
+        return {}
+    pairs = ((name, getattr(failure, field)) for field, name in FINDINGS)
+    return {name: value for name, value in pairs if value is not None}
+
+
+def database_error(
+    span: Span, error: BaseException, failure: errors.Classification | None, words: ErrorWords
+) -> None:
+    """Record an error, once: the event, on the span or as a log record, and the count."""
+    signal = signals.current
+    if signal is None:
+        return
+    driver_error = type(errors.driver_error(error))
+    attributes = {
+        semconv.EXCEPTION_TYPE: f"{driver_error.__module__}.{driver_error.__qualname__}",
+        semconv.EXCEPTION_MESSAGE: words.message,
+        **words.span,
+        **findings_of(failure),
+    }
+    if signal.exceptions != "logs" and span.is_recording():
+        span.add_event(semconv.DB_EXCEPTION_EVENT, attributes)
+    if signal.exceptions != "spans":
+        _emit(span, semconv.DB_EXCEPTION_EVENT, attributes, words.message)
+    if failure is not None:
+        counted = dict(words.metric)
+        if failure.retry_reason:
+            counted[semconv.RETRY_REASON] = failure.retry_reason
+        signal.instruments.errors.add(1, counted)
+
+
+def request_exception(span: Span, error: BaseException) -> None:
+    """Record on a request's span the exception that nobody handled: its stack, without rows or keys."""
+    signal = signals.current
+    if signal is None or not span.is_recording():
+        return
+    stack = "".join(traceback.format_exception(error))
+    attributes = {
+        semconv.EXCEPTION_TYPE: f"{type(error).__module__}.{type(error).__qualname__}",
+        semconv.EXCEPTION_MESSAGE: _message_of(error),
+        semconv.EXCEPTION_STACKTRACE: redaction.scrub_text(stack),
+    }
+    if signal.exceptions != "logs":
+        span.add_event(semconv.EXCEPTION_EVENT, attributes)
+    if signal.exceptions != "spans":
+        _emit(span, semconv.REQUEST_EXCEPTION_EVENT, attributes, _message_of(error))
+
+
+def _message_of(error: BaseException) -> str:
+    failure = errors.classify(error)
+    if failure is None:
+        return redaction.scrub_text(str(error))
+    return redaction.mask_error_text(str(error), failure.sqlstate)
+
+
+def transaction_event(span: Span, name: str, transaction: Transaction, namespace: str) -> None:
+    """Tell of a transaction that ended otherwise than its caller will think.
+
+    As an event of its span, as a log record over OTLP, and to the Python logger.
+    """
+    failure = transaction.commit_failure or transaction.failure
+    attributes = {semconv.TXN_ID: transaction.id, semconv.DB_NAMESPACE: namespace, **findings_of(failure)}
+    sqlstate = ""
+    if failure is not None:
+        attributes[semconv.ERROR_CLASS] = failure.error_class
+        if failure.sqlstate:
+            sqlstate = attributes[semconv.DB_RESPONSE_STATUS_CODE] = failure.sqlstate
+    span.add_event(name, attributes)
+    _emit(span, name, attributes, MESSAGES[name])
+    logger.warning("%s txn_id=%s db=%s error_code=%s", MESSAGES[name], transaction.id, namespace, sqlstate)
+
+
+#: What a person reads of a transaction's event.
+MESSAGES = {
+    semconv.SILENT_ABORT_EVENT: "The block ended without an exception, but its transaction was rolled back: "
+    "an error of one of its statements was swallowed, and nothing it wrote is there.",
+    semconv.AMBIGUOUS_EVENT: "COMMIT was sent and its answer is unknown: the transaction may or may not have "
+    "been applied.",
+}
+
+
+def _emit(span: Span, name: str, attributes: dict[str, Any], body: str) -> None:
+    signal = signals.current
+    if signal is not None:
+        signal.logger.emit(
+            context=trace.set_span_in_context(span),
+            severity_number=SeverityNumber.WARN,
+            severity_text="WARN",
+            event_name=name,
+            body=body,
+            attributes=attributes,
+        )

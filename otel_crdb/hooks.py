@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a call is observed, and the guard that keeps our faults out of it.
+
+A :class:`Hook` is one place where we look at somebody else's call. Everything that we do there goes
+through :meth:`Hook.start` and :meth:`Hook.finish`, and these are the only guards: whatever fails in
+our code is counted, logged once a hook, and the call goes on as if we were not there.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+#: Every hook there is, by its name: what the tests enumerate.
+REGISTRY: dict[str, Hook] = {}
+#: Faults of our own code, counted by hook.
+faults: Counter[str] = Counter()
+_faults_lock = threading.Lock()
+
+
+class Operation(Protocol):
+    """What a hook has begun."""
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """End it: with the call's result, or with the error that the caller is about to see."""
+
+
+@dataclass(slots=True, eq=False)
+class Hook:
+    """One observed call: its name, and what begins when it begins (``None``: nothing to observe)."""
+
+    name: str
+    begin: Callable[..., Operation | None]
+
+    def __post_init__(self) -> None:
+        REGISTRY[self.name] = self
+
+    def start(self, *args: Any, **kwargs: Any) -> Operation | None:
+        """Begin, or let the call go unobserved where our own code fails."""
+        try:
+            return self.begin(*args, **kwargs)
+        except Exception as fault:  # noqa: BLE001 - the guard: telemetry never breaks the call
+            report(self.name, fault)
+            return None
+
+    def finish(self, operation: Operation, result: Any, error: BaseException | None) -> None:
+        """End what :meth:`start` began; a failure of ours stays here."""
+        try:
+            operation.finish(result, error)
+        except Exception as fault:  # noqa: BLE001 - the guard: telemetry never breaks the call
+            report(self.name, fault)
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``call`` with this hook around it."""
+
+        @wraps(call)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            operation = self.start(*args, **kwargs)
+            if operation is None:
+                return call(*args, **kwargs)
+            try:
+                result = call(*args, **kwargs)
+            except BaseException as error:
+                self.finish(operation, None, error)
+                raise
+            self.finish(operation, result, None)
+            return result
+
+        return observed
+
+
+def fault_counts() -> dict[str, int]:
+    """Return the faults so far, by hook."""
+    with _faults_lock:
+        return dict(faults)
+
+
+def report(name: str, fault: BaseException) -> None:
+    """Count a fault of our own, and log the first of each hook."""
+    with _faults_lock:
+        faults[name] += 1
+        first = faults[name] == 1
+    if first:
+        # The database's error may hang behind ours, with keys and rows in its text: cut it off.
+        fault.__cause__ = fault.__context__ = None
+        logger.error(
+            "otel_crdb: the hook %s failed; the application's call went on without it. "
+            "Further failures of this hook are only counted.",
+            name,
+            exc_info=fault,
+        )

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call to the database: its CLIENT span, its data point, and what its failure means.
+
+Span and data point share one duration and the same words. The first look at an error is here, so
+that what a span, an event, a counter and the transaction's record say of it is one finding.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from . import errors, events, semconv, signals
+from .state import current_request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import Histogram
+    from opentelemetry.trace import Span
+
+    from .facts import Facts
+    from .state import Transaction
+
+#: A finding that only repeats the transaction's first error is not counted anew.
+CONSEQUENCES = frozenset({"25P02"})
+
+
+class ClientOperation:
+    """A call that is under way; :meth:`finish` ends its span and records its duration.
+
+    Where telemetry is suppressed, or another instrumentation makes the span, only the
+    transaction's record is kept: what may be retried is read from it.
+    """
+
+    __slots__ = (
+        "_driver_token",
+        "_handled",
+        "attributes",
+        "histogram",
+        "phase",
+        "span",
+        "started",
+        "transaction",
+    )
+
+    def __init__(
+        self,
+        facts: Facts,
+        name: str,
+        span_attributes: Mapping[str, Any],
+        *,
+        phase: errors.Phase,
+        histogram: Histogram,
+        attributes: dict[str, Any],
+        transaction: Transaction | None = None,
+        quiet: bool = False,
+        suppress_driver: bool = False,
+    ) -> None:
+        self.phase = phase
+        self.histogram = histogram
+        self.attributes = attributes
+        self.transaction = transaction
+        # An old error that the application is dealing with hangs behind whatever fails now.
+        self._handled = sys.exc_info()[1]
+        context = context_api.get_current()
+        self.started = time.time_ns()
+        self.span: Span | None = None
+        if not quiet:
+            own = {**facts.span, **span_attributes}
+            if transaction is not None:
+                own[semconv.TXN_ID] = transaction.id
+            signal = signals.current
+            assert signal is not None
+            parent = parent_of(transaction, context)
+            self.span = signal.tracer.start_span(name, parent, SpanKind.CLIENT, own, start_time=self.started)
+        self._driver_token = (
+            context_api.attach(context_api.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
+            if suppress_driver
+            else None
+        )
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """End the call's span, record its duration, and note what an error means."""
+        ended = max(time.time_ns(), self.started)
+        if self._driver_token is not None:
+            context_api.detach(self._driver_token)
+        taken = ended - self.started
+        transaction = self.transaction
+        if transaction is not None:
+            transaction.database_time += taken
+        failure = self._failed(error) if error is not None else None
+        self.settle(error, failure)
+        if self.span is not None:
+            request = current_request.get()
+            if request is not None:
+                request.database_time += taken
+            self.histogram.record(taken / 1e9, self.attributes)
+            self.span.end(ended)
+
+    def settle(self, error: BaseException | None, failure: errors.Classification | None) -> None:
+        """Write the call's end into the transaction's record."""
+        transaction = self.transaction
+        if transaction is None:
+            return
+        if error is None:
+            # Nothing succeeds in a transaction that the server has given up.
+            transaction.error = transaction.failure = None
+        elif transaction.error is None:
+            transaction.error, transaction.failure = error, failure
+
+    def _failed(self, error: BaseException) -> errors.Classification | None:
+        failure = errors.classify(error, phase=self.phase, handled=self._handled)
+        if self.span is None:
+            return failure
+        words = events.words_of(error, failure)
+        self.attributes = {**self.attributes, **words.metric}
+        if self.span.is_recording():
+            self.span.set_attributes(words.span)
+            self.span.set_status(Status(StatusCode.ERROR, words.message))
+        if not self._is_consequence(failure):
+            events.database_error(self.span, error, failure, words)
+        return failure
+
+    def _is_consequence(self, failure: errors.Classification | None) -> bool:
+        """Whether the error only repeats that the transaction had failed before."""
+        if self.transaction is None or self.transaction.error is None or failure is None:
+            return False
+        return failure.sqlstate in CONSEQUENCES or self.attributes.get(
+            semconv.DB_QUERY_SUMMARY, ""
+        ).startswith("ROLLBACK TO")
+
+
+def parent_of(transaction: Transaction | None, context: Context) -> Context:
+    """Return the context of the span that a call in this transaction belongs below.
+
+    The transaction's span, unless the application has opened a span of its own since the
+    transaction began (or has moved on to another request, with autocommit off).
+    """
+    if transaction is None or transaction.context is None:
+        return context
+    return transaction.context if trace.get_current_span(context) is transaction.outer else context
+
+
+def is_suppressed() -> bool:
+    """Whether the application has asked for silence (``suppress_instrumentation()``)."""
+    return bool(context_api.get_value(_SUPPRESS_INSTRUMENTATION_KEY))

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a request: contrib's SERVER span, kept true, with the totals of its database work.
+
+:class:`RequestMiddleware` stands where opentelemetry-instrumentation-django's middleware would, and
+has it make the span. What that leaves out is done here: no thread hop under ASGI; a span also where
+the host is refused or the client has gone; the body of a streamed response in the request's trace;
+the path where the server does not tell the raw URI; no secret of a URL, no row of an error.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.core.exceptions import DisallowedHost
+from django.http.request import split_domain_port
+from opentelemetry import context as context_api
+from opentelemetry.instrumentation.django.middleware.otel_middleware import _DjangoMiddleware
+from opentelemetry.trace import Status, StatusCode
+
+from . import errors, events, redaction, semconv, signals
+from .hooks import Hook
+from .state import RequestRecord, current_request
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+
+class RequestMiddleware:
+    """Django middleware, sync and async: the request's span around all that is inside."""
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: Callable[[Any], Any]) -> None:
+        self.get_response = get_response
+        self._contrib = _DjangoMiddleware(get_response)
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: Any) -> Any:
+        """Answer the request, or return what will."""
+        if iscoroutinefunction(self):
+            return self._answer_async(request)
+        exchange = REQUEST.start(self._contrib, request)
+        try:
+            response = self.get_response(request)
+        except BaseException as error:
+            if exchange is not None:
+                REQUEST.finish(exchange, None, error)
+            raise
+        if exchange is not None:
+            REQUEST.finish(exchange, response, None)
+        return response
+
+    async def _answer_async(self, request: Any) -> Any:
+        exchange = REQUEST.start(self._contrib, request)
+        try:
+            response = await self.get_response(request)
+        except BaseException as error:
+            if exchange is not None:
+                REQUEST.finish(exchange, None, error)
+            raise
+        if exchange is not None:
+            REQUEST.finish(exchange, response, None)
+        return response
+
+
+class _Exchange:
+    """A request on its way to its response."""
+
+    def __init__(self, contrib: Any, request: Any) -> None:
+        self._contrib = contrib
+        self._request = request if _host_is_allowed(request) else _Hostless(request)
+        contrib.process_request(self._request)
+        self.span: Span | None = request.META.get(contrib._environ_span_key)
+        self._context = context_api.get_current()
+        self._outer_record = current_request.get()
+        self.record = RequestRecord()
+        current_request.set(self.record)
+        if self.span is not None:
+            REQUEST_ATTRIBUTES.start(self.span, request)
+
+    def finish(self, response: Any, error: BaseException | None) -> None:
+        current_request.set(self._outer_record)
+        if self.span is None:
+            return
+        REQUEST_TOTALS.start(self.span, self.record)
+        if error is not None:
+            self._abandon(error)
+            return
+        self._contrib.process_view(self._request, None)  # http.route
+        self._contrib.process_response(self._request, response)
+        if getattr(response, "streaming", False) and getattr(response, "file_to_stream", None) is None:
+            STREAM.start(response, self._context)
+
+    def _abandon(self, error: BaseException) -> None:
+        """End a request that has no response: cancelled, or its worker told to stop.
+
+        Does what contrib's ``process_response`` does, which is not called then.
+        """
+        meta, contrib = self._request.META, self._contrib
+        assert self.span is not None
+        self.span.set_attribute(semconv.ERROR_TYPE, errors.error_type(error))
+        self.span.set_status(Status(StatusCode.ERROR))
+        contrib._active_request_counter.add(-1, meta.pop(contrib._environ_active_request_attr_key, None))
+        for key in (
+            contrib._environ_span_key,
+            contrib._environ_duration_attr_key,
+            contrib._environ_timer_key,
+        ):
+            meta.pop(key, None)
+        meta.pop(contrib._environ_activation_key).__exit__(None, None, None)
+        token = meta.pop(contrib._environ_token, None)
+        if token is not None:
+            context_api.detach(token)
+
+
+def _host_is_allowed(request: Any) -> bool:
+    try:
+        request.get_host()
+    except DisallowedHost:
+        return False
+    return True
+
+
+class _Hostless:
+    """A request as contrib sees it when its host is refused: asking for its URI does not raise."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return type(self._request)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._request, name)
+
+    def build_absolute_uri(self, location: str | None = None) -> str:
+        return f"{self._request.scheme}://invalid{self._request.path}"
+
+
+def _begin_request(contrib: Any, request: Any) -> _Exchange | None:
+    return None if signals.current is None else _Exchange(contrib, request)
+
+
+def _correct_attributes(span: Span, request: Any) -> None:
+    """Set what contrib leaves out, or takes from the raw request as it came."""
+    if not span.is_recording():
+        return
+    meta = request.META
+    span.set_attribute(semconv.URL_PATH, request.path)
+    query = meta.get("QUERY_STRING")
+    if query:
+        span.set_attribute(semconv.URL_QUERY, redaction.mask_url_query(query))
+    domain, port = split_domain_port(meta.get("HTTP_HOST", ""))
+    if domain:
+        span.set_attribute(semconv.SERVER_ADDRESS, domain)
+    if port:
+        span.set_attribute(semconv.SERVER_PORT, int(port))
+
+
+def _set_totals(span: Span, record: RequestRecord) -> None:
+    """Put the request's database work on its span, and the exception that became its answer."""
+    if record.exception is not None:
+        events.request_exception(span, record.exception)
+    span.set_attributes(
+        {
+            semconv.REQUEST_TRANSACTIONS: record.transactions,
+            semconv.REQUEST_STATEMENTS: record.statements,
+            semconv.REQUEST_RETRIES: record.retries,
+            semconv.REQUEST_DB_TIME: record.database_time / 1e9,
+        }
+    )
+
+
+def _keep_exception(**_: Any) -> None:
+    """Receive ``got_request_exception``: an exception that nobody handled is about to be a 500."""
+    record = current_request.get()
+    if record is not None:
+        record.exception = sys.exc_info()[1]
+
+
+def _stream_in_trace(response: Any, context: Context) -> None:
+    """Have the body made in the request's trace: it is consumed when the request's span has ended."""
+    stream = _parts_async if response.is_async else _parts
+    response.streaming_content = stream(context, response.streaming_content)
+
+
+def _parts(context: Context, content: Iterator[bytes]) -> Iterator[bytes]:
+    parts = iter(content)
+    while True:
+        token = context_api.attach(context)
+        try:
+            part = next(parts)
+        except StopIteration:
+            return
+        finally:
+            context_api.detach(token)
+        yield part
+
+
+async def _parts_async(context: Context, content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    parts = aiter(content)
+    while True:
+        token = context_api.attach(context)
+        try:
+            part = await anext(parts)
+        except StopAsyncIteration:
+            return
+        finally:
+            context_api.detach(token)
+        yield part
+
+
+REQUEST = Hook("RequestMiddleware", _begin_request)
+REQUEST_ATTRIBUTES = Hook("RequestMiddleware.attributes", _correct_attributes)
+REQUEST_TOTALS = Hook("RequestMiddleware.totals", _set_totals)
+STREAM = Hook("RequestMiddleware.stream", _stream_in_trace)
+EXCEPTION = Hook("got_request_exception", _keep_exception)
+
+
+def receive_exception(sender: Any = None, **kwargs: Any) -> None:
+    """Receive ``got_request_exception``, guarded."""
+    EXCEPTION.start(**kwargs)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is going on now: the transaction on a connection, and the request of a context.
+
+Transactions are recorded on Django's ``DatabaseWrapper``, beside its ``atomic_blocks``: one
+``Atomic`` object is shared by all threads that run the function it decorates, and the driver's
+connection may be swapped underneath. A request is one mutable object in a ContextVar, so that the
+threads and tasks which copy the context all count into the same totals.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from . import facts, signals
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+    from .errors import Classification
+    from .facts import Facts
+    from .signals import Signals
+
+#: The attribute of a ``DatabaseWrapper`` that holds its :class:`ConnectionRecord`.
+RECORD = "_otel_crdb"
+
+
+class Phase(IntEnum):
+    """How far a transaction has come on the wire."""
+
+    NOTHING_SENT = 0
+    STATEMENT_SENT = 1
+    COMMIT_SENT = 2
+    COMMIT_ANSWERED = 3
+
+
+def new_transaction_id() -> str:
+    """Return a UUIDv7 (RFC 9562) in 32 hex digits.
+
+    Ours, not the server's, and not in the DB Console. The random part comes from the operating
+    system: a forked worker must not repeat its siblings' ids.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    return (
+        f"{milliseconds << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1:032x}"
+    )
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One transaction, from the moment Django opened it to the answer of COMMIT or ROLLBACK."""
+
+    #: The span that was current when it began.
+    outer: Span
+    #: Nanoseconds since the epoch.
+    started: int
+    #: Opened by ``Atomic``, which has a frame to make the span current in; else by
+    #: ``set_autocommit(False)``.
+    atomic: bool
+    #: The exception that was being handled when it began: not this transaction's business.
+    handled: BaseException | None
+    id: str = field(default_factory=new_transaction_id)
+    attempt: int = 1
+    #: Made with the first statement; None also where Django's TestCase opened the transaction.
+    span: Span | None = None
+    context: Context | None = None
+    phase: Phase = Phase.NOTHING_SENT
+    statements: int = 0
+    savepoints: int = 0
+    #: Nanoseconds spent in calls of the driver.
+    database_time: int = 0
+    as_of_system_time: str = ""
+    #: The first error since a statement last succeeded, and what it means.
+    error: BaseException | None = None
+    failure: Classification | None = None
+    #: What the refusal of COMMIT, or its silence, means.
+    commit_error: BaseException | None = None
+    commit_failure: Classification | None = None
+    #: The block was left as if all were well, in a transaction that the server had given up.
+    silent_abort: bool = False
+
+
+@dataclass(slots=True)
+class ConnectionRecord:
+    """What we know of one ``DatabaseWrapper``."""
+
+    #: The ``instrument()`` that this was recorded for: what an earlier one left is stale.
+    signals: Signals | None
+    #: The driver's connection that the facts were read from.
+    connection: Any = None
+    facts: Facts | None = None
+    transaction: Transaction | None = None
+    #: Autocommit is off and no ``Atomic`` block turned it off: each commit or rollback ends one
+    #: transaction and the next statement opens the next.
+    manual: bool = False
+    #: Another instrumentation of the driver is at work on this connection.
+    driver_instrumented: bool = False
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """The totals of one request."""
+
+    transactions: int = 0
+    statements: int = 0
+    retries: int = 0
+    #: Nanoseconds.
+    database_time: int = 0
+    #: What nobody handled, before Django makes a 500 of it.
+    exception: BaseException | None = None
+
+
+current_request: ContextVar[RequestRecord | None] = ContextVar("otel_crdb_request", default=None)
+
+
+def record_of(wrapper: Any) -> ConnectionRecord:
+    """Return the record of a ``DatabaseWrapper``, made at first use after ``instrument()``."""
+    record: ConnectionRecord | None = wrapper.__dict__.get(RECORD)
+    if record is None or record.signals is not signals.current:
+        off = wrapper.connection is not None and not wrapper.autocommit
+        record = ConnectionRecord(signals.current, manual=off and not wrapper.in_atomic_block)
+        wrapper.__dict__[RECORD] = record
+    return record
+
+
+def connected(wrapper: Any) -> ConnectionRecord:
+    """Return the record of a ``DatabaseWrapper`` that has a connection, with that one's facts."""
+    record = record_of(wrapper)
+    connection = wrapper.connection
+    if record.connection is not connection or record.facts is None:
+        node_id = record.signals is None or record.signals.config.node_id
+        record.connection = connection
+        record.facts = facts.of_connection(connection, node_id=node_id)
+        record.driver_instrumented = facts.driver_instrumented(connection)
+    return record

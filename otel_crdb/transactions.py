@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a transaction: from ``set_autocommit(False)`` to the answer of COMMIT or ROLLBACK.
+
+``Atomic`` needs no hook of its own: it turns autocommit off with
+``force_begin_transaction_with_broken_autocommit=True`` and on again in its ``finally``, after COMMIT
+or ROLLBACK and before the ``on_commit`` hooks. BEGIN rides with the first statement on both drivers,
+so a block that sent nothing was no transaction, and has no span.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from . import errors, events, facts, semconv, signals
+from .hooks import Hook
+from .operations import ClientOperation, is_suppressed
+from .state import ConnectionRecord, Phase, Transaction, connected, current_request, record_of
+
+if TYPE_CHECKING:
+    from .errors import Classification
+    from .signals import Signals
+
+
+def for_statement(wrapper: Any, record: ConnectionRecord, *, quiet: bool) -> Transaction | None:
+    """Return the transaction that the next statement belongs to, begun on the wire by it."""
+    transaction = record.transaction
+    if transaction is None:
+        if not record.manual or facts.transaction_status(wrapper.connection) != facts.IDLE:
+            return None  # autocommit, or a transaction that was under way before instrument()
+        transaction = record.transaction = Transaction(
+            outer=trace.get_current_span(), started=time.time_ns(), atomic=False, handled=sys.exc_info()[1]
+        )
+    if transaction.phase is Phase.NOTHING_SENT:
+        transaction.phase = Phase.STATEMENT_SENT
+        if not quiet and not of_testcase(wrapper):
+            _open_span(wrapper, record, transaction)
+    return transaction
+
+
+def of_testcase(wrapper: Any) -> bool:
+    """Whether Django's TestCase opened the transaction: it is the test's, not the application's.
+
+    It has no span then, and its statements stay below the span that is current.
+    """
+    blocks = wrapper.atomic_blocks
+    return bool(blocks) and blocks[0]._from_testcase
+
+
+def _open_span(wrapper: Any, record: ConnectionRecord, transaction: Transaction) -> None:
+    signal, known = signals.current, record.facts
+    if signal is None or known is None:
+        return
+    attributes = {
+        **known.span,
+        semconv.TXN_ID: transaction.id,
+        semconv.TXN_ATTEMPT: transaction.attempt,
+    }
+    level = wrapper.settings_dict["OPTIONS"].get("isolation_level")
+    if level is not None:
+        attributes[semconv.TXN_ISOLATION_LEVEL] = isolation_level_name(wrapper.isolation_level)
+    outer = context_api.get_current()
+    transaction.span = signal.tracer.start_span(
+        f"transaction {known.namespace}",
+        trace.set_span_in_context(transaction.outer, outer),
+        SpanKind.INTERNAL,
+        attributes,
+        start_time=transaction.started,
+    )
+    transaction.context = trace.set_span_in_context(transaction.span, outer)
+    if transaction.atomic:
+        context_api.attach(transaction.context)
+
+
+def isolation_level_name(level: Any) -> str:
+    """Return what SQL calls the level of ``OPTIONS["isolation_level"]``, in lower case."""
+    names = {1: "read uncommitted", 2: "repeatable read", 3: "serializable", 4: "read committed"}
+    name = getattr(level, "name", None)  # psycopg 3 and Django's enum for psycopg2 name theirs
+    return name.replace("_", " ").lower() if name else names.get(level, str(level))
+
+
+def close(record: ConnectionRecord) -> None:
+    """End the transaction on this connection with its one outcome."""
+    transaction, record.transaction = record.transaction, None
+    if transaction is None or transaction.span is None:
+        return
+    _leave_context(transaction)
+    signal, known = signals.current, record.facts
+    ended = max(time.time_ns(), transaction.started)
+    if signal is not None and known is not None:
+        _describe_end(signal, known, transaction, ended)
+    transaction.span.end(ended)
+
+
+def _leave_context(transaction: Transaction) -> None:
+    """Put back the span that was current, and only that: what else the context holds is not ours."""
+    if trace.get_current_span() is transaction.span:
+        context_api.attach(trace.set_span_in_context(transaction.outer))
+
+
+def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction, ended: int) -> None:
+    span = transaction.span
+    assert span is not None
+    outcome = outcome_of(transaction)
+    failure = transaction.commit_failure or transaction.failure
+    taken = ended - transaction.started
+    words: dict[str, Any] = {semconv.TXN_OUTCOME: outcome}
+    if outcome in FAILED_OUTCOMES or transaction.silent_abort:
+        words.update(_failure_words(transaction, failure))
+        span.set_status(Status(StatusCode.ERROR))
+    signal.instruments.transaction_duration.record(taken / 1e9, {**known.metric, **words})
+    span.set_attributes(
+        {
+            **words,
+            semconv.TXN_STATEMENTS: transaction.statements,
+            semconv.TXN_SAVEPOINTS: transaction.savepoints,
+            semconv.TXN_IDLE_TIME: max(0, taken - transaction.database_time) / 1e9,
+        }
+    )
+    if transaction.as_of_system_time:
+        span.set_attribute(semconv.TXN_AS_OF_SYSTEM_TIME, transaction.as_of_system_time)
+    if failure is not None and failure.server_txn_id:
+        span.set_attribute(semconv.TXN_SERVER_ID, failure.server_txn_id)
+    if transaction.silent_abort:
+        events.transaction_event(span, semconv.SILENT_ABORT_EVENT, transaction, known.namespace)
+        signal.instruments.silent_aborts.add(1, known.metric)
+    elif outcome == AMBIGUOUS:
+        events.transaction_event(span, semconv.AMBIGUOUS_EVENT, transaction, known.namespace)
+    request = current_request.get()
+    if request is not None:
+        request.transactions += 1
+
+
+COMMITTED, ROLLED_BACK, RETRYABLE, AMBIGUOUS, FAILED = (
+    "committed",
+    "rolled_back",
+    "retryable",
+    "ambiguous",
+    "failed",
+)
+FAILED_OUTCOMES = frozenset({RETRYABLE, AMBIGUOUS, FAILED})
+
+
+def outcome_of(transaction: Transaction) -> str:
+    """Return the one word for how a transaction ended, read from its record."""
+    if transaction.silent_abort:
+        return ROLLED_BACK
+    if transaction.phase is Phase.COMMIT_ANSWERED:
+        return COMMITTED
+    if transaction.phase is Phase.COMMIT_SENT:
+        return _outcome_of_refused_commit(transaction.commit_failure)
+    if transaction.error is None:
+        return ROLLED_BACK
+    failure = transaction.failure
+    return RETRYABLE if failure is not None and failure.retry == "yes" else FAILED
+
+
+def _outcome_of_refused_commit(failure: Classification | None) -> str:
+    """Return what a COMMIT that was sent and not acknowledged came to.
+
+    No answer at all (the process was told to stop while it waited) is as unknown as a lost one.
+    """
+    if failure is None or failure.retry == "if_idempotent":
+        return AMBIGUOUS
+    if failure.error_class == "committed_with_ddl_failure":
+        return COMMITTED
+    return RETRYABLE if failure.retry == "yes" else FAILED
+
+
+def _failure_words(transaction: Transaction, failure: Classification | None) -> dict[str, str]:
+    error = transaction.commit_error or transaction.error
+    return events.words_of(error, failure).span if error is not None else {}
+
+
+# --- autocommit --------------------------------------------------------------------------------
+
+
+class _AutocommitOff:
+    """``set_autocommit(False)``: by ``Atomic`` it opens a transaction, by hand it lets statements."""
+
+    __slots__ = ("atomic", "handled", "outer", "record", "started")
+
+    def __init__(self, record: ConnectionRecord, *, atomic: bool) -> None:
+        self.record = record
+        self.atomic = atomic
+        self.outer = trace.get_current_span()
+        self.started = time.time_ns()
+        self.handled = sys.exc_info()[1]
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        if error is not None:
+            return
+        if not self.atomic:
+            self.record.manual = True
+            return
+        self.record.manual = False
+        self.record.transaction = Transaction(
+            outer=self.outer, started=self.started, atomic=True, handled=self.handled
+        )
+
+
+class _AutocommitOn:
+    """``set_autocommit(True)``: whatever transaction there was has been ended before."""
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: ConnectionRecord) -> None:
+        self.record = record
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        if error is None:
+            self.record.manual = False
+            close(self.record)
+
+
+def _begin_set_autocommit(
+    wrapper: Any,
+    autocommit: bool,
+    force_begin_transaction_with_broken_autocommit: bool = False,
+) -> _AutocommitOff | _AutocommitOn | None:
+    if signals.current is None:
+        return None
+    record = record_of(wrapper)
+    if not autocommit:
+        return _AutocommitOff(record, atomic=force_begin_transaction_with_broken_autocommit)
+    if record.transaction is not None and record.transaction.atomic:
+        # Now, not at the end: Django runs the on_commit hooks within this call.
+        close(record)
+    return _AutocommitOn(record)
+
+
+# --- COMMIT and ROLLBACK -----------------------------------------------------------------------
+
+
+class _EndOperation(ClientOperation):
+    """COMMIT or ROLLBACK under way."""
+
+    __slots__ = ("record",)
+    name: str
+    phase_of_error: errors.Phase
+
+    def __init__(self, wrapper: Any, record: ConnectionRecord) -> None:
+        signal, name = signals.current, self.name
+        assert signal is not None and record.facts is not None  # noqa: PT018 - _begin_end() asked
+        self.record = record
+        super().__init__(
+            record.facts,
+            name,
+            {semconv.DB_QUERY_SUMMARY: name, semconv.DB_OPERATION_NAME: name},
+            phase=self.phase_of_error,
+            histogram=signal.instruments.operation_duration,
+            attributes={**record.facts.metric, semconv.DB_QUERY_SUMMARY: name},
+            transaction=record.transaction,
+            quiet=is_suppressed() or of_testcase(wrapper),
+            suppress_driver=record.driver_instrumented,
+        )
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        super().finish(result, error)
+        if self.transaction is not None and not self.transaction.atomic:
+            close(self.record)
+
+
+class _Commit(_EndOperation):
+    __slots__ = ()
+    name = "COMMIT"
+    phase_of_error = "commit"
+
+    def settle(self, error: BaseException | None, failure: Classification | None) -> None:
+        transaction = self.transaction
+        if transaction is None:
+            return
+        if transaction.phase is not Phase.COMMIT_SENT:
+            super().settle(error, failure)
+        elif error is None:
+            transaction.phase = Phase.COMMIT_ANSWERED
+        else:
+            transaction.commit_error, transaction.commit_failure = error, failure
+
+
+class _Rollback(_EndOperation):
+    __slots__ = ()
+    name = "ROLLBACK"
+    phase_of_error = "statement"
+
+    def settle(self, error: BaseException | None, failure: Classification | None) -> None:
+        """Leave the verdict as it is: neither a ROLLBACK that went well nor its error changes it."""
+
+
+def _begin_commit(wrapper: Any) -> _Commit | None:
+    record, status = _open_connection(wrapper)
+    if record is None:
+        return None
+    transaction = record.transaction
+    if transaction is not None and status != facts.UNKNOWN:
+        # In a failed transaction the server answers COMMIT with the tag ROLLBACK, and no error.
+        transaction.silent_abort = status == facts.IN_ERROR
+        transaction.phase = Phase.COMMIT_SENT
+    return _Commit(wrapper, record)
+
+
+def _begin_rollback(wrapper: Any) -> _Rollback | None:
+    record, status = _open_connection(wrapper)
+    if record is None:
+        return None
+    transaction = record.transaction
+    if transaction is not None and transaction.atomic and status == facts.IN_ERROR:
+        # Django rolls back without a word where a block is left normally but marked for rollback.
+        left_normally = sys.exc_info()[1] is transaction.handled
+        transaction.silent_abort = left_normally and transaction.error is not None
+    return _Rollback(wrapper, record)
+
+
+def _open_connection(wrapper: Any) -> tuple[ConnectionRecord | None, int]:
+    """Return the record of a connection on which the driver would send something, and its status."""
+    if signals.current is None or wrapper.connection is None:
+        return None, facts.IDLE
+    status = facts.transaction_status(wrapper.connection)
+    return (None if status == facts.IDLE else connected(wrapper)), status
+
+
+# --- close -------------------------------------------------------------------------------------
+
+
+class _Close:
+    """``close()`` with a transaction open: the server rolls back what it has not committed."""
+
+    __slots__ = ("record",)
+
+    def __init__(self, record: ConnectionRecord) -> None:
+        self.record = record
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        close(self.record)
+
+
+def _begin_close(wrapper: Any) -> _Close | None:
+    if signals.current is None or wrapper.connection is None:
+        return None
+    record = record_of(wrapper)
+    return _Close(record) if record.transaction is not None else None
+
+
+SET_AUTOCOMMIT = Hook("DatabaseWrapper.set_autocommit", _begin_set_autocommit)
+COMMIT = Hook("DatabaseWrapper._commit", _begin_commit)
+ROLLBACK = Hook("DatabaseWrapper._rollback", _begin_rollback)
+CLOSE = Hook("DatabaseWrapper.close", _begin_close)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One server for the session, one Django, and fresh telemetry for each test.
+
+``OTEL_CRDB_TEST_DRIVER=psycopg2`` runs the suite on psycopg2 where psycopg 3 is installed too (Django
+takes psycopg 3 whenever it can be imported).
+"""
+
+import contextlib
+import json
+import os
+import sys
+
+import pytest
+
+if os.environ.get("OTEL_CRDB_TEST_DRIVER") == "psycopg2":
+    sys.modules["psycopg"] = None
+
+from otel_crdb.testing import server
+
+_running = contextlib.ExitStack()
+
+
+def pytest_configure(config):
+    """Start the server and Django before anything imports a model."""
+    if hasattr(config, "workerinput") or config.option.collectonly:
+        pass
+    running = _running.enter_context(server())
+    config.stash[_SERVER] = running
+    default = running.django_settings()
+    os.environ["TEST_DATABASES"] = json.dumps(
+        {
+            "default": default,
+            "other": {**default},
+            "sqlite": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
+        }
+    )
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.project.settings"
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = ""
+    import django
+
+    django.setup()
+
+
+_SERVER = pytest.StashKey()
+
+
+def pytest_unconfigure(config):
+    """Let the server go."""
+    _running.close()
+
+
+def pytest_report_header(config):
+    """Say which server, which driver and which Django."""
+    import django
+    from django.db.backends.postgresql.psycopg_any import is_psycopg3
+
+    driver = "psycopg 3" if is_psycopg3 else "psycopg2"
+    return f"server: {config.stash[_SERVER].description}; driver: {driver}; Django {django.__version__}"
+
+
+@pytest.fixture(scope="session")
+def crdb(request):
+    """The running test server."""
+    return request.config.stash[_SERVER]
+
+
+@pytest.fixture(scope="session")
+def _tables(crdb):
+    from django.db import connection
+
+    from .project.models import Account
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Account)
+    yield
+    with connection.schema_editor() as editor:
+        editor.delete_model(Account)
+    connection.close()
+
+
+@pytest.fixture
+def accounts(_tables):
+    """Two accounts of 100 each: ``a@example.com`` and ``b@example.com``."""
+    from .project.models import Account
+
+    Account.objects.all().delete()
+    Account.objects.bulk_create([Account(email=f"{name}@example.com", balance=100) for name in "ab"])
+    yield Account.objects
+    from django.db import connections
+
+    for connection in connections.all():
+        connection.close()
+
+
+@pytest.fixture
+def telemetry(monkeypatch):
+    """Instrument for one test, with everything kept in memory."""
+    from .telemetry import Telemetry
+
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
+    with Telemetry() as recorded:
+        yield recorded
