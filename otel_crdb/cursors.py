@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .state import ConnectionRecord, Transaction
     from .statements import Statement
 
-#: Statements that only go back to a savepoint or give it up.
-SAVEPOINT_ENDS = frozenset({"RELEASE", "ROLLBACK"})
+#: Statements that only mark a place in a transaction, go back to it or give it up: not counted as statements.
+SAVEPOINT_OPERATIONS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 
 
 class _Statement(ClientOperation):
@@ -69,14 +69,14 @@ class _Statement(ClientOperation):
             suppress_driver=record.driver_instrumented and not driver_owns,
         )
         request = current_request.get()
-        if request is not None and not quiet:
+        if request is not None and not quiet and statement.operation not in SAVEPOINT_OPERATIONS:
             request.statements += 1
 
 
 def _count(transaction: Transaction, statement: Statement) -> None:
     if statement.operation == "SAVEPOINT":
         transaction.savepoints += 1
-    elif statement.operation not in SAVEPOINT_ENDS:
+    elif statement.operation not in SAVEPOINT_OPERATIONS:
         transaction.statements += 1
     if statement.as_of_system_time and not transaction.as_of_system_time:
         transaction.as_of_system_time = statement.as_of_system_time
@@ -100,7 +100,7 @@ def text_of(sql: Any, driver_cursor: Any) -> str | bytes:
     if isinstance(sql, (str, bytes)):
         return sql
     render: Callable[[Any], str] | None = getattr(sql, "as_string", None)
-    return render(driver_cursor) if render is not None else ""
+    return "" if render is None else render(driver_cursor)
 
 
 def _begin_execute(cursor: Any, sql: Any, params: Any = None, *_: Any) -> _Statement | None:
@@ -145,7 +145,7 @@ class _Copying:
 
     def __init__(self, cursor: Any, copying: Any, statement: Any, args: Any, kwargs: Any) -> None:
         self._copying = copying
-        self._begin = lambda: COPY.start(cursor, statement, *args, **kwargs)
+        self._begin: Callable[[], Operation | None] = partial(COPY.start, cursor, statement, *args, **kwargs)
         self._operation: Operation | None = None
 
     def __enter__(self) -> Any:
@@ -238,7 +238,7 @@ class _MakeCursor:
     @staticmethod
     def finish(result: Any, error: BaseException | None) -> None:
         if error is None and not isinstance(result, TracedCursor):
-            result.__class__ = traced_class(type(result))
+            result.__class__ = traced_class(result.__class__)
 
 
 def _begin_make_cursor(*_: Any, **__: Any) -> type[_MakeCursor] | None:

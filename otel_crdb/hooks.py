@@ -73,6 +73,7 @@ class Hook:
             self.finish(operation, result, None)
             return result
 
+        observed.hook = self  # type: ignore[attr-defined]
         return observed
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from django.conf import settings
 from django.core.signals import got_request_exception
+from django.db import connections as open_wrappers
 from opentelemetry.instrumentation._semconv import _OpenTelemetrySemanticConventionStability
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from . import config, connections, cursors, pipeline, requests, signals, transactions
+from . import config, connections, cursors, pipeline, requests, signals, state, transactions
 from .hooks import Hook
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,10 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._hook_requests(chosen)
 
     def _uninstrument(self, **_: Any) -> None:
+        for wrapper in open_wrappers.all(initialized_only=True):  # this thread's; others are out of reach
+            record = vars(wrapper).get(state.RECORD)
+            if record is not None:
+                transactions.forget(record)
         pipeline.flush(_config_in_force(), timeout=5)
         while self._undo:
             self._undo.pop()()

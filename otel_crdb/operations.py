@@ -88,17 +88,26 @@ class ClientOperation:
         )
 
     def finish(self, result: Any, error: BaseException | None) -> None:
-        """End the call's span, record its duration, and note what an error means."""
+        """Note what an error means, end the call's span, and record its duration.
+
+        The transaction's record first: what may be retried is read from it, so nothing that fails in
+        telling may keep it from being true.
+        """
         ended = max(time.time_ns(), self.started)
         if self._driver_token is not None:
             context_api.detach(self._driver_token)
         taken = ended - self.started
-        transaction = self.transaction
-        if transaction is not None:
-            transaction.database_time += taken
-        failure = self._failed(error) if error is not None else None
+        if self.transaction is not None:
+            self.transaction.database_time += taken
+        failure = None if error is None else errors.classify(error, phase=self.phase, handled=self._handled)
+        consequence = self._is_consequence(failure)
         self.settle(error, failure)
-        if self.span is not None:
+        if self.span is None:
+            return
+        try:
+            if error is not None:
+                self._tell(self.span, error, failure, consequence=consequence)
+        finally:
             request = current_request.get()
             if request is not None:
                 request.database_time += taken
@@ -116,18 +125,15 @@ class ClientOperation:
         elif transaction.error is None:
             transaction.error, transaction.failure = error, failure
 
-    def _failed(self, error: BaseException) -> errors.Classification | None:
-        failure = errors.classify(error, phase=self.phase, handled=self._handled)
-        if self.span is None:
-            return failure
+    def _tell(
+        self, span: Span, error: BaseException, failure: errors.Classification | None, *, consequence: bool
+    ) -> None:
         words = events.words_of(error, failure)
         self.attributes = {**self.attributes, **words.metric}
-        if self.span.is_recording():
-            self.span.set_attributes(words.span)
-            self.span.set_status(Status(StatusCode.ERROR, words.message))
-        if not self._is_consequence(failure):
-            events.database_error(self.span, error, failure, words)
-        return failure
+        span.set_attributes(words.span)
+        span.set_status(Status(StatusCode.ERROR, words.message))
+        if not consequence:
+            events.database_error(span, error, failure, words)
 
     def _is_consequence(self, failure: errors.Classification | None) -> bool:
         """Whether the error only repeats that the transaction had failed before."""

@@ -74,7 +74,8 @@ class _Exchange:
 
     def __init__(self, contrib: Any, request: Any) -> None:
         self._contrib = contrib
-        self._request = request if _host_is_allowed(request) else _Hostless(request)
+        host = _host_of(request)
+        self._request = _Hostless(request) if host is None else request
         contrib.process_request(self._request)
         self.span: Span | None = request.META.get(contrib._environ_span_key)
         self._context = context_api.get_current()
@@ -82,7 +83,7 @@ class _Exchange:
         self.record = RequestRecord()
         current_request.set(self.record)
         if self.span is not None:
-            REQUEST_ATTRIBUTES.start(self.span, request)
+            REQUEST_ATTRIBUTES.start(self.span, request, host)
 
     def finish(self, response: Any, error: BaseException | None) -> None:
         current_request.set(self._outer_record)
@@ -119,12 +120,12 @@ class _Exchange:
             context_api.detach(token)
 
 
-def _host_is_allowed(request: Any) -> bool:
+def _host_of(request: Any) -> str | None:
+    """Return the host that the request asks for, or None where Django refuses it."""
     try:
-        request.get_host()
+        return str(request.get_host())
     except DisallowedHost:
-        return False
-    return True
+        return None
 
 
 class _Hostless:
@@ -148,16 +149,15 @@ def _begin_request(contrib: Any, request: Any) -> _Exchange | None:
     return None if signals.current is None else _Exchange(contrib, request)
 
 
-def _correct_attributes(span: Span, request: Any) -> None:
+def _correct_attributes(span: Span, request: Any, host: str | None) -> None:
     """Set what contrib leaves out, or takes from the raw request as it came."""
     if not span.is_recording():
         return
-    meta = request.META
     span.set_attribute(semconv.URL_PATH, request.path)
-    query = meta.get("QUERY_STRING")
+    query = request.META.get("QUERY_STRING")
     if query:
         span.set_attribute(semconv.URL_QUERY, redaction.mask_url_query(query))
-    domain, port = split_domain_port(meta.get("HTTP_HOST", ""))
+    domain, port = split_domain_port(host or "")
     if domain:
         span.set_attribute(semconv.SERVER_ADDRESS, domain)
     if port:

@@ -49,19 +49,23 @@ _START = r"A-Za-z_\x80-\u2025\u2027-\U0010ffff"
 _WORD = rf"[{_START}][{_START}0-9$]*"
 _QUOTED = r'"[^"]*(?:""[^"]*)*"(?!")'
 _PART = rf"(?:{_QUOTED}|{_WORD})"
-_STRING = r"'[^']*(?:''[^']*)*(?:'|\Z)"
-_ESCAPED = r"'[^'\\]*(?:(?:\\.?|'')[^'\\]*)*(?:'|\Z)"
+# There is one way only to match each literal: a longer pattern that fails must not come back for another.
+_PLAIN = r"'[^']*(?:''[^']*)*(?:'(?!')|\Z)"
+_ESCAPED = r"'[^'\\]*(?:(?:\\(?:.|\Z)|'')[^'\\]*)*(?:'(?!')|\Z)"
+_STRING = rf"(?:[xXBnN]|[uU]&)?{_PLAIN}"
+_NUMBER = rf"(?:[0-9]|\.[0-9])(?:[eE][+-][0-9]|[{_START}0-9.])*"
+_PLACEHOLDER = rf"%[sbt](?![{_START}0-9$])|%\({_WORD}\)[sbt]|\$[0-9]+|\?"
 
 _TOKEN = re.compile(
     rf"""
     [\ \t\n\r\f\v]* (?:
       (?P<name> {_QUOTED} (?:\.{_PART})* | {_WORD} (?:\.{_PART})+ )
     | (?P<escaped> [eEb]{_ESCAPED} )
-    | (?P<string> (?:[xXBnN]|[uU]&)?{_STRING} )
+    | (?P<string> {_STRING} )
     | (?P<word> {_WORD} )
-    | (?P<mark> [,()=;*\[\]] )
-    | (?P<placeholder> %% | %[sbt](?![{_START}0-9$]) | %\({_WORD}\)[sbt] | \$[0-9]+ | \? )
-    | (?P<number> (?:[0-9]|\.[0-9]) (?:[eE][+-][0-9] | [{_START}0-9.])* )
+    | (?P<mark> [,()=;*\[\]] | %% )
+    | (?P<placeholder> {_PLACEHOLDER} )
+    | (?P<number> {_NUMBER} )
     | (?P<dollar> \$(?P<tag>(?:[{_START}][{_START}0-9]*)?)\$ (?: .*?\$(?P=tag)\$ | .* ) )
     | (?P<comment> --[^\n]* | /\* )
     | (?P<open> ".* )
@@ -73,6 +77,36 @@ _TOKEN = re.compile(
 _CONTINUED = re.compile(_ESCAPED, re.DOTALL)
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _NAME_PART = re.compile(_PART)
+
+# Lists of values. `more` is what follows the first element: it says nothing, and may be most of the text.
+_GAP = r"[ \t\n\r\f\v]*"
+_CAST = rf"(?:{_GAP}::+{_WORD}(?:\.{_PART})*(?:\({_GAP}(?:[0-9]+|\?){_GAP}\))?(?:\[\])*)?"
+_KEYWORD = rf"(?i:NULL|TRUE|FALSE|DEFAULT)(?![{_START}0-9$.'])"
+_VALUE = rf"(?:[+-]{_GAP})?(?:[eEb]{_ESCAPED}|{_STRING}|{_PLACEHOLDER}|{_NUMBER}|{_KEYWORD}){_CAST}"
+
+
+def _repeated(element: str) -> str:
+    return rf"(?:{_GAP},{_GAP}{element})"
+
+
+_VALUES = rf"{_VALUE}{_repeated(_VALUE)}*{_GAP}"
+_TUPLE = rf"\({_GAP}{_VALUES}\)"
+_CALL = rf"(?:(?i:ARRAY){_GAP}\[|{_WORD}(?:\.{_PART})*\(){_GAP}(?:{_VALUES})?[)\]]{_CAST}"
+_CELL = rf"(?:{_VALUE}|{_CALL})"
+_ROW = rf"\({_GAP}{_CELL}{_repeated(_CELL)}*{_GAP}\)"
+_CUT_ROW = rf"(?:{_GAP},{_GAP}(?:\({_GAP}(?:{_CELL}{_repeated(_CELL)}*{_GAP},?{_GAP})?)?\Z)?"
+
+
+def _list(opening: str, element: str, closing: str) -> re.Pattern[str]:
+    more = rf"(?P<more>{_repeated(element)}+)(?={_GAP}(?:{closing}|,?{_GAP}\Z))"
+    return re.compile(rf"{_GAP}{opening}{_GAP}{element}{more}", re.DOTALL)
+
+
+_LISTS = {
+    "IN": _list(r"\(", rf"(?:{_VALUE}|{_TUPLE})", r"\)"),
+    "ARRAY": _list(r"\[", _VALUE, r"\]"),
+    "VALUES": re.compile(rf"{_GAP}{_ROW}(?P<more>{_repeated(_ROW)}*{_CUT_ROW})", re.DOTALL),
+}
 
 # The rules whose text may be shown; every other rule is a literal.
 _SHOWN = {
@@ -88,11 +122,15 @@ _new: Callable[[tuple[Kind, str, str, bool, str]], Token] = partial(tuple.__new_
 
 
 def tokenize(sql: str) -> list[Token]:
-    """Return the tokens of a text. Never raises; what no other rule knows is a mark of one character."""
+    """Return the tokens of a text. Never raises; what no other rule knows is a mark of one character.
+
+    Of the values in ``IN (…)`` and ``ARRAY[…]``, and of the rows after VALUES, only the first is there.
+    """
     sql = sql.rstrip(BLANKS)  # so that a token follows wherever blanks are skipped
     tokens: list[Token] = []
     position = 0
     gap = escaped = False
+    skips: dict[int, int] = {}
     while match := _TOKEN.match(sql, position):
         rule = match.lastgroup or ""
         start, end = match.span(rule)
@@ -106,8 +144,11 @@ def tokenize(sql: str) -> list[Token]:
             # A string goes on in the next quotes after a line break, with the backslashes of its beginning.
             rule, end = "escaped", continued.end()
         escaped = rule == "escaped"
-        position = end
-        tokens.append(_token(rule, sql[start:end], gap))
+        token = _token(rule, sql[start:end], gap)
+        if token.key in _LISTS and (values := _LISTS[token.key].match(sql, end)):
+            skips.__setitem__(*values.span("more"))
+        position = skips.pop(end, end) if skips else end
+        tokens.append(token)
         gap = False
     return tokens
 

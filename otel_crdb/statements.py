@@ -55,11 +55,20 @@ def describe(sql: object) -> Statement:
     if isinstance(sql, str):
         # str() of a subclass is what its author likes; this is its text.
         text = str.__str__(sql)
-        return describe(text) if len(text) <= READ_LIMIT else _describe(text[:READ_LIMIT], whole=False)
+        return describe(text) if len(text) <= READ_LIMIT else _describe(_beginning(text), whole=False)
     if isinstance(sql, bytes):
         # Bytes come from drivers that have put the values in: seldom the same twice, not worth remembering.
-        return _describe(sql[:READ_LIMIT].decode("utf-8", "replace"), whole=len(sql) <= READ_LIMIT)
+        text = sql[:READ_LIMIT].decode("utf-8", "replace")
+        return _describe(text) if len(sql) <= READ_LIMIT else _describe(_beginning(text), whole=False)
     return _NOTHING
+
+
+def _beginning(sql: str) -> str:
+    """Return what is read of a long text: it ends between two words, so that no name is cut."""
+    end = min(len(sql), READ_LIMIT)
+    while end and (sql[end - 1].isalnum() or sql[end - 1] in "_$" or not sql[end - 1].isascii()):
+        end -= 1
+    return sql[:end]
 
 
 def batch(statement: Statement) -> Statement:
@@ -69,16 +78,16 @@ def batch(statement: Statement) -> Statement:
 
 def _describe(sql: str, *, whole: bool = True) -> Statement:
     tokens = _hide_names(tokenize(sql))
-    if not whole:
-        del tokens[-1:]  # the last one may be cut
     summary, operation = summarise(tokens, SUMMARY_LIMIT)
-    return Statement(
-        _printable(summary),
-        _printable(operation),
-        _printable(_joined(_collapse(tokens), TEXT_LIMIT, whole=whole)),
-        _printable(_as_of(tokens)),
-    )
+    as_of = _as_of(tokens)
+    if tokens and (_BREAKS_LISTS.search(sql) or tokens[-1].raw != tokens[-1].text):
+        tokens = tokenize(_joined(tokens, READ_LIMIT))
+    text = _joined(tokens, TEXT_LIMIT, whole=whole)
+    return Statement(_printable(summary), _printable(operation), _printable(text), _printable(as_of))
 
+
+# What hides a list from the tokenizer, until it is masked: comments, dollar quotes, and quotes left open at the end.
+_BREAKS_LISTS = re.compile(r"--|/\*|\$(?![0-9])")
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -135,94 +144,6 @@ def _hide(tokens: list[Token], index: int) -> None:
 
 
 # The masked text
-
-_LISTS = {("IN", "("), ("ARRAY", "[")}
-_CASTS = words(":: :::")
-_CONSTANTS = _CASTS | words("NULL TRUE FALSE DEFAULT ARRAY + -")
-
-
-class _Bracket:
-    """An open bracket, and from where its content goes when it closes."""
-
-    __slots__ = ("constant", "cut", "is_list", "is_row", "rows")
-
-    def __init__(self, cut: int | None = None, *, is_list: bool = False) -> None:
-        self.cut = cut
-        self.is_list = is_list  # of IN or ARRAY
-        self.is_row = cut is not None  # of VALUES, beyond the first
-        self.constant = True  # nothing but values so far
-        self.rows = False  # inside it VALUES has begun
-
-    def shortened(self, kept: list[Token]) -> bool:
-        """Drop what makes the text longer and says nothing."""
-        if self.cut is None or not (self.is_row or self.constant):
-            return False
-        del kept[self.cut :]
-        return True
-
-
-class _Collapser:
-    def __init__(self) -> None:
-        self.kept: list[Token] = []
-        self.open = [_Bracket()]
-        self.previous = ""
-
-    def take(self, token: Token) -> None:
-        key = token.key
-        if key in ("(", "["):
-            self._opened(token)
-        elif key in (")", "]"):
-            self._closed(token)
-        elif key == ",":
-            self._comma(token)
-        elif key == ";":
-            self.open = [_Bracket()]
-            self.kept.append(token)
-        else:
-            self._inside(token)
-        self.previous = key
-
-    def _opened(self, token: Token) -> None:
-        rows = self.open[-1].rows and self.previous == ","
-        is_list = (self.previous, token.key) in _LISTS
-        self.open.append(_Bracket(len(self.kept) - 1 if rows else None, is_list=is_list))
-        self.kept.append(token)
-
-    def _closed(self, token: Token) -> None:
-        bracket = self.open.pop() if len(self.open) > 1 else self.open[0]
-        bracket.shortened(self.kept)
-        if not bracket.is_row:
-            self.kept.append(token)
-        self.open[-1].constant &= bracket.constant
-
-    def _comma(self, token: Token) -> None:
-        bracket = self.open[-1]
-        if bracket.is_list and bracket.cut is None:
-            bracket.cut = len(self.kept)
-        self.kept.append(token)
-
-    def _inside(self, token: Token) -> None:
-        bracket = self.open[-1]
-        if token.kind is Kind.WORD or token.kind is Kind.NAME:
-            bracket.rows = token.key == "VALUES"
-        if token.kind is not Kind.VALUE and token.key not in _CONSTANTS and self.previous not in _CASTS:
-            bracket.constant = False
-        self.kept.append(token)
-
-    def finish(self) -> list[Token]:
-        """Close what was left open, from the inside out."""
-        constant = True
-        for bracket in reversed(self.open):
-            constant = bracket.constant = bracket.constant and constant
-            bracket.shortened(self.kept)
-        return self.kept
-
-
-def _collapse(tokens: list[Token]) -> list[Token]:
-    collapser = _Collapser()
-    for token in tokens:
-        collapser.take(token)
-    return collapser.finish()
 
 
 def _joined(tokens: list[Token], limit: int, *, whole: bool = True) -> str:

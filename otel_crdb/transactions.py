@@ -97,6 +97,14 @@ def close(record: ConnectionRecord) -> None:
     transaction.span.end(ended)
 
 
+def forget(record: ConnectionRecord) -> None:
+    """Let go of a transaction that goes on unobserved: its span ends here, its outcome is not known."""
+    transaction, record.transaction = record.transaction, None
+    if transaction is not None and transaction.span is not None:
+        _leave_context(transaction)
+        transaction.span.end()
+
+
 def _leave_context(transaction: Transaction) -> None:
     """Put back the span that was current, and only that: what else the context holds is not ours."""
     if trace.get_current_span() is transaction.span:

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telemetry never breaks the call: every hook there is, made to fail, changes no result."""
+
+import contextlib
+import io
+import logging
+
+import pytest
+from django.db import DatabaseError, connection, transaction
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.test import Client
+from django_cockroachdb.base import DatabaseWrapper
+
+import otel_crdb
+from otel_crdb import cursors, hooks, instrumentor, requests
+
+from .project.models import Account
+from .telemetry import Telemetry
+
+pytestmark = pytest.mark.usefixtures("accounts")
+
+
+class Boom(Exception):
+    """A defect of ours."""
+
+
+def boom(*_args, **_kwargs):
+    raise Boom
+
+
+class Failing:
+    """An operation that fails when it ends."""
+
+    finish = staticmethod(boom)
+
+
+def outcome(call):
+    """Return what a call returned, or what it raised."""
+    try:
+        return call()
+    except DatabaseError as error:
+        return type(error)
+
+
+def copy():
+    with connection.cursor() as cursor:
+        if is_psycopg3:
+            with cursor.copy("COPY account (email, balance) TO STDOUT") as copying:
+                return sorted(bytes(row) for row in copying)
+        out, back = io.StringIO(), io.StringIO("c@example.com\t5\n")
+        cursor.copy_expert("COPY account (email, balance) TO STDOUT", out)
+        cursor.copy_to(io.StringIO(), "account")
+        cursor.copy_from(back, "account", columns=("email", "balance"))
+        return sorted(out.getvalue().splitlines())
+
+
+def call_procedure():
+    with connection.cursor() as cursor:
+        cursor.callproc("abs", [-1])
+        return cursor.fetchall()
+
+
+def execute_many():
+    with connection.cursor() as cursor:
+        cursor.executemany("UPDATE account SET balance = %s WHERE email = %s", [(1, "a"), (2, "b")])
+
+
+def pay_in_a_block():
+    with transaction.atomic():
+        with transaction.atomic():
+            Account.objects.filter(email="a@example.com").update(balance=1)
+    return Account.objects.get(email="a@example.com").balance
+
+
+def fail_in_a_block():
+    with transaction.atomic():
+        Account.objects.create(email="a@example.com")
+
+
+def close_in_a_block():
+    with transaction.atomic():
+        Account.objects.update(balance=0)
+        connection.close()
+
+
+def debug_query():
+    connection.force_debug_cursor = True
+    try:
+        return Account.objects.count()
+    finally:
+        connection.force_debug_cursor = False
+
+
+def ask(path, **headers):
+    client = Client(raise_request_exception=False)
+    response = client.get(path, **headers)
+    body = b"".join(response.streaming_content) if response.streaming else response.content
+    return response.status_code, body if response.status_code == 200 else b""
+
+
+def day():
+    """Do one of everything that is observed, and return every result."""
+    connection.close()
+    return [
+        outcome(Account.objects.count),
+        outcome(pay_in_a_block),
+        outcome(fail_in_a_block),
+        outcome(close_in_a_block),
+        outcome(execute_many),
+        outcome(call_procedure),
+        outcome(copy),
+        outcome(debug_query),
+        ask("/transfer/3/"),
+        ask("/stream/"),
+        ask("/broken/"),
+        ask("/nothing/", HTTP_HOST="evil.example.com"),
+        sorted(Account.objects.filter(email__in=["a@example.com", "b@example.com"]).values_list("balance")),
+    ]
+
+
+@pytest.fixture
+def expected(accounts):
+    """What the day brings without us."""
+    logging.getLogger("django.request").setLevel(logging.CRITICAL)
+    logging.getLogger("django.security.DisallowedHost").setLevel(logging.CRITICAL)
+    yield day()
+    logging.getLogger("django.request").setLevel(logging.NOTSET)
+    logging.getLogger("django.security.DisallowedHost").setLevel(logging.NOTSET)
+
+
+#: What only one driver's cursors have.
+OF_PSYCOPG2 = {"CursorWrapper.copy_expert", "CursorWrapper.copy_from", "CursorWrapper.copy_to"}
+OF_PSYCOPG3 = {"CursorWrapper.copy"}
+NOT_HERE = OF_PSYCOPG2 if is_psycopg3 else OF_PSYCOPG3
+
+
+@pytest.mark.parametrize("moment", ["begin", "finish"])
+@pytest.mark.parametrize("name", sorted(hooks.REGISTRY))
+def test_hook_that_fails_changes_no_result(expected, monkeypatch, caplog, name, moment):
+    """A hook that raises, as it begins or as it ends, changes nothing; its fault is counted, logged once."""
+    hook = hooks.REGISTRY[name]
+    begin = hook.begin
+    monkeypatch.setattr(hooks, "faults", type(hooks.faults)())
+    if moment == "begin":
+        monkeypatch.setattr(hook, "begin", boom)
+    else:
+
+        def begin_and_fail_later(*args, **kwargs):
+            operation = begin(*args, **kwargs)
+            return None if operation is None else FailingAtTheEnd(operation)
+
+        monkeypatch.setattr(hook, "begin", begin_and_fail_later)
+    Account.objects.filter(email="c@example.com").delete()
+    Account.objects.update(balance=100)
+    with Telemetry() as telemetry, caplog.at_level(logging.ERROR, "otel_crdb"):
+        assert day() == expected
+        if moment == "begin" or hook_operates(hook):
+            if name not in NOT_HERE:
+                assert hooks.faults[name] > 0
+                counted = {p.attributes["otel_crdb.hook.name"]: p.value for p in telemetry.points("otel_crdb.hook.faults")}
+                assert counted[name] == hooks.faults[name]
+                said = [record for record in caplog.records if record.name == "otel_crdb.hooks"]
+                assert len([record for record in said if name in record.getMessage()]) == 1
+
+
+class FailingAtTheEnd:
+    """An operation that does what it should and then fails."""
+
+    def __init__(self, operation):
+        self.operation = operation
+
+    def __getattr__(self, name):
+        return getattr(self.operation, name)
+
+    def finish(self, result, error):
+        with contextlib.suppress(Boom):
+            self.operation.finish(result, error)
+        raise Boom
+
+
+def hook_operates(hook):
+    """Whether the hook has an end of its own."""
+    return hook not in {
+        requests.EXCEPTION,
+        requests.REQUEST_ATTRIBUTES,
+        requests.REQUEST_TOTALS,
+        requests.STREAM,
+    }
+
+
+def test_everything_that_instrument_changes_is_a_guarded_hook(accounts):
+    """Each method that ``instrument()`` puts in on Django's class goes through a hook of the registry."""
+    before = dict(vars(DatabaseWrapper))
+    with Telemetry():
+        changed = {name: value for name, value in vars(DatabaseWrapper).items() if before.get(name) is not value}
+    assert set(changed) == set(instrumentor.WRAPPER_HOOKS)
+    for value in changed.values():
+        assert hooks.REGISTRY[value.hook.name] is value.hook
+
+
+def test_every_method_of_the_traced_cursor_is_a_guarded_hook():
+    """No method of the traced cursor runs code of ours outside a hook."""
+    methods = {name: value for name, value in vars(cursors.TracedCursor).items() if callable(value)}
+    methods.pop("__getattr__")
+    for value in methods.values():
+        assert hooks.REGISTRY[value.hook.name] is value.hook
+
+
+def test_databases_error_does_not_hide_in_a_fault(accounts, monkeypatch, caplog):
+    """The log line of a fault does not take the database's error, with its row, along."""
+
+    def fail(*_args, **_kwargs):
+        raise Boom
+
+    monkeypatch.setattr(hooks, "faults", type(hooks.faults)())
+    monkeypatch.setattr("otel_crdb.operations.events.database_error", fail)
+    with Telemetry(), pytest.raises(DatabaseError):
+        Account.objects.create(email="a@example.com")
+    assert hooks.faults["CursorWrapper._execute"] == 1
+    assert "Boom" in caplog.text
+    assert "a@example.com" not in caplog.text
+
+
+def test_span_ends_and_context_is_put_back_where_a_hook_fails(accounts, monkeypatch):
+    """A fault while an error is told leaves no span current behind it."""
+    from opentelemetry import trace
+
+    monkeypatch.setattr("otel_crdb.operations.events.database_error", boom)
+    with Telemetry(), pytest.raises(DatabaseError), transaction.atomic():
+        Account.objects.create(email="a@example.com")
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    assert otel_crdb.flush()
