@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What leaves a real process over OTLP, for applications that have set up none, some or all of it."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from demo.receiver import Receiver
+
+pytestmark = pytest.mark.usefixtures("accounts")
+
+SECRET = "s3cret-value"
+
+PREAMBLE = """
+import os, sys
+if os.environ.get("OTEL_CRDB_TEST_DRIVER") == "psycopg2":
+    sys.modules["psycopg"] = None
+import otel_crdb
+"""
+WORK = """
+import django
+django.setup()
+from django.db import connection, transaction, DatabaseError
+from tests.project.models import Account
+try:
+    with transaction.atomic():
+        Account.objects.create(email=Account.objects.first().email)
+except DatabaseError:
+    pass
+"""
+
+
+def run(script, **environment):
+    """Run a script in a process of its own, and return what it printed."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_EXPORTER")}
+    program = PREAMBLE + textwrap.dedent(script)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        env={**clean, "OTEL_SEMCONV_STABILITY_OPT_IN": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def receiver():
+    """A real OTLP receiver."""
+    with Receiver() as running:
+        yield running
+
+
+def names(receiver):
+    """Return the names of the spans received."""
+    return [span.name for span in receiver.telemetry.spans]
+
+
+def test_all_signals_leave_by_the_standard_variables(receiver):
+    """Without providers of its own, a process sends spans, data points and log records by OTLP."""
+    run(
+        "otel_crdb.instrument()" + WORK + "assert otel_crdb.flush()",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+        OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN="logs",
+    )
+    assert {"SELECT account", "INSERT account", "ROLLBACK"} <= set(names(receiver))
+    assert receiver.requests["traces"] > 0
+    assert receiver.requests["metrics"] > 0
+    assert receiver.requests["logs"] == 1
+    metrics = {point.metric for point in receiver.telemetry.points}
+    assert {"db.client.operation.duration", "cockroachdb.client.txn.duration"} <= metrics
+
+
+def test_process_that_just_ends_loses_nothing(receiver):
+    """Without a ``flush()`` everything still leaves when the process ends."""
+    run("otel_crdb.instrument()" + WORK, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+    assert "ROLLBACK" in names(receiver)
+
+
+def test_resource_names_the_project_and_the_process(receiver):
+    """``service.name`` is the Django project's, unless the variables say another; each process has an id."""
+    script = """
+    otel_crdb.instrument()
+    from opentelemetry import trace
+    resource = trace.get_tracer_provider().resource.attributes
+    print(resource["service.name"], len(resource["service.instance.id"]))
+    """
+    assert run(script, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint).stdout.split() == ["tests", "36"]
+    named = run(script, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint, OTEL_SERVICE_NAME="bank")
+    assert named.stdout.split()[0] == "bank"
+
+
+def test_provider_of_the_application_is_used(receiver):
+    """A provider that the application has set is used as it is; the other signals get ours."""
+    own = """
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        mine, exporter = TracerProvider(), InMemorySpanExporter()
+        mine.add_span_processor(SimpleSpanProcessor(exporter))
+        trace.set_tracer_provider(mine)
+        otel_crdb.instrument()
+        assert trace.get_tracer_provider() is mine
+    """
+    tell = "print(*(span.name for span in exporter.get_finished_spans()), sep=',')"
+    script = textwrap.dedent(own) + WORK + tell
+    done = run(script, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+    assert "ROLLBACK" in done.stdout
+    assert names(receiver) == []
+    assert receiver.requests["metrics"] > 0
+
+
+def test_providers_outlive_uninstrument(receiver):
+    """Providers can be set once in a process: the next ``instrument()`` uses the same, which still send."""
+    run(
+        "otel_crdb.instrument(); otel_crdb.uninstrument(); otel_crdb.instrument()" + WORK,
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+    )
+    assert names(receiver).count("ROLLBACK") == 1
+
+
+def test_signals_can_be_switched_off(receiver):
+    """``OTEL_METRICS_EXPORTER=none`` sends no data points."""
+    run(
+        "otel_crdb.instrument()" + WORK,
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+        OTEL_METRICS_EXPORTER="none",
+        OTEL_LOGS_EXPORTER="none",
+    )
+    assert receiver.requests["metrics"] == 0
+    assert "ROLLBACK" in names(receiver)
+
+
+def test_rows_in_spans_of_others_are_scrubbed_on_the_way_out(receiver):
+    """A span of the application's that a database error passed through leaves without the row."""
+    run(
+        f"""
+        otel_crdb.instrument()
+        import django
+        django.setup()
+        from django.db import DatabaseError, transaction
+        from opentelemetry import trace
+        from tests.project.models import Account
+        email = "-".join({SECRET.split("-")!r}) + "@example.com"
+        Account.objects.create(email=email)
+        try:
+            with trace.get_tracer("application").start_as_current_span("mine"):
+                Account.objects.create(email=email)
+        except DatabaseError as error:
+            assert email in str(error)
+        """,
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+    )
+    (mine,) = [span for span in receiver.telemetry.spans if span.name == "mine"]
+    (event,) = mine.events
+    assert event.name == "exception"
+    assert "UniqueViolation" in event.attributes["exception.stacktrace"]
+    assert SECRET not in repr(receiver.telemetry.spans)
+
+
+def test_nobody_listening_is_told_and_harms_nothing():
+    """Where nobody takes the telemetry, ``flush()`` says so within its time and the work is done."""
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unheard.getsockname()[1]}"
+        done = run(
+            "otel_crdb.instrument()" + WORK + "print(Account.objects.count(), otel_crdb.flush(timeout=1))",
+            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+        )
+    assert done.stdout.split()[0] == "2"
