@@ -92,6 +92,15 @@ def accounts(_tables):
         connection.close()
 
 
+@pytest.fixture(autouse=True)
+def _nothing_stays_current():
+    """No test leaves a span current behind it."""
+    from opentelemetry import trace
+
+    yield
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
 @pytest.fixture
 def telemetry(monkeypatch):
     """Instrument for one test, with everything kept in memory."""

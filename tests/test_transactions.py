@@ -14,7 +14,7 @@ from django.db import (
     transaction,
 )
 from django.db.transaction import TransactionManagementError
-from django.test import TestCase
+from django.test import Client, TestCase
 from opentelemetry import baggage, context
 from opentelemetry.trace import StatusCode
 
@@ -397,15 +397,61 @@ def test_spans_of_the_application_within_a_block_lie_below_its_transaction(telem
 
 def test_what_the_application_put_into_the_context_stays(telemetry):
     """Leaving a block puts back the span that was current and leaves the application's baggage alone."""
+    before = context.get_current()
     with transaction.atomic():
         pay()
-        token = context.attach(baggage.set_baggage("tenant", "seven"))
+        context.attach(baggage.set_baggage("tenant", "seven"))
     try:
         assert baggage.get_baggage("tenant") == "seven"
         pay()
         assert telemetry.named("UPDATE account")[-1].parent is None
     finally:
-        context.detach(token)
+        context.attach(before)
+
+
+def test_atomic_requests(telemetry, monkeypatch):
+    """With ``ATOMIC_REQUESTS`` a view's statements are one transaction below its request, where not exempt."""
+    monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)
+    client = Client()
+    assert client.get("/read/").content == b"2"
+    assert client.get("/read-freely/").content == b"2"
+    assert client.get("/nothing/").content == b"nothing"
+    assert transactions_of(telemetry) == [("committed", ["SELECT account", "COMMIT"])]
+    (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    request = telemetry.one("GET read/")
+    assert span.parent.span_id == request.context.span_id
+    assert telemetry.named("SELECT account")[1].parent.span_id == telemetry.one("GET read-freely/").context.span_id
+
+
+def test_transaction_of_a_request_is_over_when_the_next_begins(telemetry):
+    """Requests served by one thread one after the other leave nothing current behind them."""
+    client = Client(raise_request_exception=False)
+    for path in ("/transfer/1/", "/leak/", "/read/"):
+        client.get(path)
+    roots = [span.name for span in telemetry.spans if span.parent is None]
+    assert [name for name in roots if not name.startswith("connect ")] == [
+        "GET transfer/<int:amount>/",
+        "GET leak/",
+        "GET read/",
+    ]
+
+
+@pytest.mark.parametrize("aliases", [1, 2])
+def test_isolation_level_is_told_where_the_settings_choose_it(telemetry, aliases):
+    """A level in ``OPTIONS`` is on the transaction; without one the server's default is not guessed."""
+    from django.db.backends.postgresql.psycopg_any import IsolationLevel
+
+    default = connections["default"]
+    options = {"isolation_level": IsolationLevel.SERIALIZABLE} if aliases == 2 else {}
+    wrapper = type(default)({**default.settings_dict, "OPTIONS": {**default.settings_dict["OPTIONS"], **options}})
+    wrapper.set_autocommit(False)
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    wrapper.commit()
+    wrapper.close()
+    (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    found = span.attributes.get("cockroachdb.txn.isolation_level")
+    assert found == ("serializable" if options else None)
 
 
 def test_several_aliases_have_their_own_transactions(telemetry):

@@ -7,6 +7,8 @@ from . import views
 
 urlpatterns = [
     path("transfer/<int:amount>/", views.transfer),
+    path("read/", views.read),
+    path("read-freely/", views.read_freely),
     path("conflict/", views.conflict),
     path("broken/", views.broken),
     path("leak/", views.leak),

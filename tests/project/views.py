@@ -15,6 +15,17 @@ def nothing(request):
     return HttpResponse("nothing")
 
 
+def read(request):
+    """Read, in whatever transaction the settings put around a view."""
+    return HttpResponse(str(Account.objects.count()))
+
+
+@transaction.non_atomic_requests
+def read_freely(request):
+    """Read, outside the transaction that the settings put around views."""
+    return HttpResponse(str(Account.objects.count()))
+
+
 def transfer(request, amount):
     """Move money in one transaction."""
     with transaction.atomic():
