@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the bank. Nothing in them is there for telemetry's sake."""
+
+import json
+import os
+
+SECRET_KEY = os.environ.get("BANK_SECRET_KEY", "for the demo only: the bank signs nothing")
+ALLOWED_HOSTS = os.environ.get("BANK_HOSTS", "127.0.0.1,localhost").split(",")
+USE_TZ = True
+TIME_ZONE = "UTC"
+
+INSTALLED_APPS = ["bank"]
+ROOT_URLCONF = "bank.urls"
+WSGI_APPLICATION = "bank.wsgi.application"
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.middleware.common.CommonMiddleware",
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+
+def database() -> dict:
+    """Read the database: ``BANK_DATABASE``, an entry of DATABASES as JSON, else one variable a part."""
+    whole = os.environ.get("BANK_DATABASE")
+    if whole:
+        return json.loads(whole)
+    return {
+        "ENGINE": "django_cockroachdb",
+        "HOST": os.environ.get("BANK_DB_HOST", "127.0.0.1"),
+        "PORT": os.environ.get("BANK_DB_PORT", "26257"),
+        "NAME": os.environ.get("BANK_DB_NAME", "defaultdb"),
+        "USER": os.environ.get("BANK_DB_USER", "root"),
+        "PASSWORD": os.environ.get("BANK_DB_PASSWORD", ""),
+    }
+
+
+DATABASES = {
+    "default": {
+        # A node that is drained takes its connections with it: keep them, but not blindly.
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,
+        **database(),
+    }
+}

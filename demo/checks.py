@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has to be true of a run: of the money, and of the telemetry beside what the clients saw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import figures
+from .traffic import FEWEST_REFUSED, FEWEST_ROUNDS, INSUFFICIENT, MADE, REFUSED
+
+if TYPE_CHECKING:
+    from .telemetry import Telemetry
+    from .traffic import Tally
+
+ERRORS, DURATION = "cockroachdb.client.errors", "db.client.operation.duration"
+EXPECTED = {
+    ("GET", "/health/", 200),
+    ("GET", "/accounts/", 200),
+    ("POST", "/transfer/", MADE),
+    ("POST", "/transfer/", REFUSED),
+    ("POST", "/transfer/", INSUFFICIENT),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that has to be true, with the figures that show it, and where to look if it is not."""
+
+    passed: bool
+    title: str
+    figures: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left: what clients saw, the accounts before and after, what the receiver decoded."""
+
+    tally: Tally
+    before: list[dict[str, Any]]
+    after: list[dict[str, Any]]
+    telemetry: Telemetry
+
+
+def check(run: Run) -> list[Check]:
+    """Check everything that the report shows."""
+    return [
+        answers(run),
+        money(run),
+        processes(run),
+        requests(run),
+        refusals_on_spans(run),
+        refusals_elsewhere(run),
+        outcomes(run),
+    ]
+
+
+def answers(run: Run) -> Check:
+    """Every request was answered, as it should be, and some were refused."""
+    tally = run.tally
+    odd = Counter({key: count for key, count in tally.answers.items() if key not in EXPECTED})
+    refused = tally.count(REFUSED)
+    told = f"{tally.transfers} transfers ordered: {tally.count(MADE)} made, {refused} refused with 40001"
+    told += f", {tally.count(INSUFFICIENT)} without funds"
+    if odd or tally.failures:
+        told += f"; unexpected: {', '.join([*_listed(odd), *tally.failures])}"
+    return Check(
+        not odd
+        and not tally.failures
+        and refused >= FEWEST_REFUSED
+        and tally.transfers >= FEWEST_ROUNDS
+        and tally.count(MADE) > 0,
+        "Every transfer was made or refused clearly",
+        told,
+        f"At least {FEWEST_REFUSED} refusals are needed, and no other answers: see the bank's log.",
+    )
+
+
+def money(run: Run) -> Check:
+    """No cent was lost: balances, ledger and the clients' own accounts agree."""
+    tally, after = run.tally, run.after
+    due = {account["owner"]: account["balance"] + tally.moved[account["owner"]] for account in run.before}
+    held = {account["owner"]: account["balance"] for account in after}
+    ledger = {account["owner"]: account["ledger"] for account in after}
+    total = sum(account["balance"] for account in run.before)
+    wrong = [owner for owner in due if not due[owner] == held.get(owner) == ledger.get(owner)]
+    told = f"{len(held)} accounts hold {sum(held.values()) / 100:,.2f} ({total / 100:,.2f} before)"
+    told += f"; each equals its ledger and the {tally.count(MADE)} transfers that were answered 201"
+    if wrong:
+        told = f"{told.partition(';')[0]}; wrong: " + ", ".join(
+            f"{owner} due {due[owner]}, balance {held.get(owner)}, ledger {ledger.get(owner)}"
+            for owner in wrong
+        )
+    return Check(
+        bool(due) and not wrong and sum(held.values()) == total,
+        "No money was lost",
+        told,
+        "The bank's transaction is demo/bank/transfers.py; an answer that got lost shows here too.",
+    )
+
+
+def processes(run: Run) -> Check:
+    """At least two worker processes told of themselves."""
+    told = run.telemetry.processes()
+    return Check(
+        len(told) >= 2,
+        "The figures come from at least two processes",
+        f"{len(told)} seen, by service.instance.id",
+        "Nothing arrives where OTEL_SDK_DISABLED or OTEL_TRACES_EXPORTER=none is set, or where a worker "
+        "could not reach the receiver. The bank's log has the exporters' complaints.",
+    )
+
+
+def requests(run: Run) -> Check:
+    """Every HTTP request is a SERVER span with the same method, path and status."""
+    sent, seen = run.tally.answers, figures.requests_seen(run.telemetry)
+    told = f"{sum(sent.values())} sent, {sum(seen.values())} seen"
+    if sent != seen:
+        told += f"; without a span: {', '.join(_listed(sent - seen)) or 'none'}"
+        told += f"; without a request: {', '.join(_listed(seen - sent)) or 'none'}"
+    return Check(
+        sent == seen,
+        "Every HTTP request is a SERVER span",
+        told,
+        "Spans get lost where they are sampled (OTEL_TRACES_SAMPLER), where a queue is too short "
+        "(OTEL_BSP_MAX_QUEUE_SIZE), or where a worker was killed before it could send them.",
+    )
+
+
+def refusals_on_spans(run: Run) -> Check:
+    """Refused requests and refused operations are the same traces, one to one."""
+    telemetry, refused = run.telemetry, run.tally.count(REFUSED)
+    operations = figures.refused_operations(telemetry)
+    of_requests = {
+        span.trace_id
+        for span in telemetry.spans
+        if span.kind == "SERVER" and span.attributes.get(figures.STATUS) == REFUSED
+    }
+    of_operations = {span.trace_id for span in operations}
+    at_commit = sum(span.name == "COMMIT" for span in operations)
+    return Check(
+        len(operations) == refused and of_operations == of_requests,
+        "Every 409 has its 40001 in the same trace",
+        f"{refused} answers, {len(operations)} refused operations ({at_commit} of them COMMIT) in "
+        f"{len(of_operations & of_requests)} traces",
+        "An operation refused twice in one request, or a refusal without a span, makes the difference.",
+    )
+
+
+def refusals_elsewhere(run: Run) -> Check:
+    """Metrics and logs tell of as many 40001s as the spans do."""
+    telemetry, refused = run.telemetry, run.tally.count(REFUSED)
+    found = {
+        ERRORS: figures.refusals_on_metric(telemetry, ERRORS),
+        DURATION: figures.refusals_on_metric(telemetry, DURATION),
+        "log records": figures.refusals_in_logs(telemetry),
+    }
+    return Check(
+        refused > 0 and set(found.values()) == {refused},
+        "Metrics and logs count the same 40001s",
+        ", ".join(f"{name} {count}" for name, count in found.items()),
+        "Metrics leave last: a worker that was killed, or OTEL_METRICS_EXPORTER=none, takes them away.",
+    )
+
+
+def outcomes(run: Run) -> Check:
+    """Every transfer has one transaction with the outcome that its answer says."""
+    rows = {row.name: row.count for row in figures.transaction_rows(run.telemetry)}
+    tally = run.tally
+    due = {
+        "committed": tally.count(MADE),
+        "retryable": tally.count(REFUSED),
+        "rolled_back": tally.count(INSUFFICIENT),
+    }
+    return Check(
+        rows == {outcome: count for outcome, count in due.items() if count},
+        "Every transfer is one transaction with its outcome",
+        ", ".join(f"{count} {outcome}" for outcome, count in sorted(rows.items())) or "none seen",
+        "By the answers it has to be " + ", ".join(f"{count} {name}" for name, count in due.items()) + ".",
+    )
+
+
+def _listed(answers: Counter[tuple[str, str, int]]) -> list[str]:
+    return [f"{count} × {method} {path} {status}" for (method, path, status), count in answers.items()]

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo as a newcomer runs it, and the compose file beside it."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from demo.receiver import Receiver
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+AGENT = yaml.safe_load((ROOT / "collector" / "agent.yaml").read_text())
+LONGEST = 120
+
+
+def environment(**variables):
+    """The surroundings of a demo: this machine's, without what other tests have set there."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_EXPORTER_")}
+    driver = {"DRIVER": os.environ["OTEL_CRDB_TEST_DRIVER"]} if "OTEL_CRDB_TEST_DRIVER" in os.environ else {}
+    return {**kept, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8", **driver, **variables}
+
+
+def start(*command, **variables):
+    """Start a demo, its output piped."""
+    return subprocess.Popen(
+        [sys.executable, *(command or ("-m", "demo"))],
+        cwd=ROOT,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+    )
+
+
+def run(*command, **variables):
+    """Run a demo to its end; return exit status and output."""
+    with start(*command, **variables) as demo:
+        output, _ = demo.communicate(timeout=LONGEST)
+    return demo.returncode, output
+
+
+@pytest.fixture(scope="module")
+def whole_run():
+    """One whole demo that hands its telemetry on: exit status, output, the collector it went to."""
+    with Receiver() as collector:
+        status, output = run(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint)
+        yield status, output, collector
+
+
+def test_the_demo_shows_a_refused_transfer_and_all_its_checks_pass(whole_run, crdb):
+    """It ends well, says which server it ran on, and shows where in the trace the database refused."""
+    status, output, _ = whole_run
+    assert status == 0, output
+    assert crdb.description in output
+    refused, spans = re.search(r"(\d+) refused with 40001 .*\n.* (\d+) spans received", output).groups()
+    assert int(refused) >= 5
+    assert int(spans) > 1000
+    assert re.search(rf"POST transfer/  409 +{refused} ", output)
+    assert re.search(rf"retryable +{refused} +{refused} ", output)
+    assert f"{refused} answers, {refused} refused operations" in output
+    assert re.search(r"POST transfer/ +SERVER ", output)
+    assert re.search(r"└─ transaction \w+ +INTERNAL ", output)
+    assert re.search(r"[├└]─ (UPDATE bank_account|COMMIT) +CLIENT ", output)
+    assert "cockroachdb.txn.outcome retryable" in output
+    assert "db.response.status_code 40001" in output
+    assert "All 7 checks passed" in output
+
+
+def test_piped_output_is_plain_text(whole_run):
+    """No colour, no cursor movement, no line wider than asked for, no trailing blanks."""
+    _, output, _ = whole_run
+    assert "\x1b" not in output
+    assert "\r" not in output
+    shown = output.partition("What ran")[2].splitlines()
+    assert max(map(len, shown)) <= 100
+    assert not [line for line in output.splitlines() if line != line.rstrip()]
+
+
+def test_a_collector_of_the_users_gets_everything_too(whole_run):
+    """With OTEL_EXPORTER_OTLP_ENDPOINT set, as many spans and requests as the demo had arrive there."""
+    _, output, collector = whole_run
+    spans = int(re.search(r"(\d+) spans received", output).group(1))
+    assert len(collector.telemetry.spans) == spans
+    handed_on = int(re.search(r"Handed on +(\d+) export requests", output).group(1))
+    assert sum(collector.requests.values()) == handed_on
+    assert re.search(rf"in\s+{handed_on}\s+export\s+requests", output)
+
+
+def test_the_demo_fails_in_plain_words_when_telemetry_is_missing():
+    """With the SDK switched off the money is right and the demo is not: it says what is missing."""
+    status, output = run(OTEL_SDK_DISABLED="true")
+    assert status == 1, output
+    assert "✓ No money was lost" in output
+    assert "✗ The figures come from at least two processes" in output
+    assert "✗ Every HTTP request is a SERVER span" in output
+    assert "OTEL_SDK_DISABLED" in output
+    assert "5 of 7 checks failed" in output
+    log = Path(re.search(r"The whole log: (.+)", output).group(1))
+    assert "gunicorn" in log.read_text()
+    shutil.rmtree(log.parent)
+
+
+def test_interrupting_the_demo_leaves_nothing_running():
+    """Ctrl-C while the bank is being served ends every process that was started."""
+    with start() as demo:
+        started = []
+        for line in demo.stdout:
+            if line.startswith("✓ Serve the bank"):
+                started = psutil.Process(demo.pid).children(recursive=True)
+                demo.send_signal(signal.SIGINT)
+                break
+        output = demo.stdout.read()
+        assert demo.wait(LONGEST) == 130, output
+    assert len(started) > 4
+    assert psutil.wait_procs(started, timeout=30)[1] == []
+
+
+def test_a_demo_that_hangs_is_ended_by_its_deadline():
+    """However far it has come, at the deadline it ends with a status of its own and says so."""
+    hasty = "import sys, demo.__main__ as demo; demo.LONGEST = 1.0; sys.exit(demo.main())"
+    status, output = run("-c", hasty)
+    assert status == 124, output
+    assert "not finished after 1 s" in output
+    shutil.rmtree(Path(re.search(r"What the bank wrote: (.+)", output).group(1)).parent)
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"), [("mysql", "there are psycopg and psycopg2"), ("psycopg2", "psycopg2 ")]
+)
+def test_the_driver_is_the_one_that_was_asked_for(driver, words):
+    """DRIVER=psycopg2 runs on psycopg2 where both are installed; an unknown one is refused at once."""
+    status, output = run(DRIVER=driver)
+    assert status == (0 if driver == "psycopg2" else 2), output
+    assert words in output
+
+
+def test_the_bank_is_an_ordinary_project_but_for_one_call():
+    """Nothing of OpenTelemetry stands in the bank's code outside wsgi.py."""
+    files = [path for path in (ROOT / "demo" / "bank").rglob("*.py") if "otel" in path.read_text()]
+    assert [path.name for path in files] == ["wsgi.py"]
+
+
+SERVICES = COMPOSE["services"]
+PIPELINES = AGENT["service"]["pipelines"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_compose_services_are_pinned_local_and_sound(name):
+    """Versions are pinned, ports open on loopback only, and every file and service named is there."""
+    service = SERVICES[name]
+    if "image" in service:
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+    else:
+        assert (ROOT / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+    for mount in service.get("volumes", ()):
+        source = mount.split(":")[0]
+        assert (ROOT / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
+    for other, how in service.get("depends_on", {}).items():
+        needs_check = how["condition"] == "service_healthy"
+        assert not needs_check or "healthcheck" in SERVICES[other]
+        assert other in SERVICES
+
+
+def test_compose_sends_the_banks_telemetry_through_the_collector_to_jaeger():
+    """Endpoints name services that listen there, and the collector reads the file that is mounted."""
+    assert SERVICES["bank"]["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://collector:4318"
+    assert AGENT["receivers"]["otlp"]["protocols"]["http"]["endpoint"].endswith(":4318")
+    mounted = SERVICES["collector"]["volumes"][0].split(":")[1]
+    assert SERVICES["collector"]["command"] == [f"--config={mounted}"]
+    (exporter,) = PIPELINES["traces"]["exporters"]
+    assert AGENT["exporters"][exporter]["endpoint"].partition(":")[0] in SERVICES
+    assert SERVICES["bank-setup"]["environment"].items() <= SERVICES["bank"]["environment"].items()
+
+
+@pytest.mark.parametrize("signal_", ["traces", "metrics", "logs"])
+def test_collector_pipelines_name_what_is_defined_and_guard_memory_first(signal_):
+    """Every component of a pipeline is defined, and nothing comes before the memory limiter."""
+    pipeline = PIPELINES[signal_]
+    for kind in ("receivers", "processors", "exporters"):
+        assert set(pipeline[kind]) <= set(AGENT[kind])
+    assert pipeline["processors"][0] == "memory_limiter"
+    assert set(AGENT["service"]["extensions"]) == set(AGENT["extensions"])
+
+
+def test_the_image_holds_what_the_commands_need():
+    """What the Dockerfile copies exists, and the modules that its commands run are among it."""
+    dockerfile = (ROOT / "demo" / "Dockerfile").read_text()
+    copied = [source for line in re.findall(r"^COPY (.+)$", dockerfile, re.M) for source in line.split()[:-1]]
+    assert {"demo/bank", "demo/manage.py", "otel_crdb"} <= set(copied)
+    assert all((ROOT / source).exists() for source in copied)
