@@ -13,6 +13,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -325,17 +326,26 @@ def test_programs_in_a_private_environment_are_copied(
     assert stat.S_IMODE(private_package.stat().st_mode) == 0o700
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
-def test_a_private_or_long_temporary_directory_is_avoided(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        pytest.param(0o700, "x", marks=pytest.mark.skipif(os.geteuid() != 0, reason="bars only others")),
+        (0o755, "x" * 100),
+    ],
+)
+def test_a_private_or_deep_temporary_directory_is_avoided(
+    mode: int, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A temporary directory that the account cannot enter, or too deep for a socket, is not used."""
-    deep = tmp_path / ("x" * 100)
-    deep.mkdir()
-    monkeypatch.setenv("TMPDIR", str(deep))
-    with server("embedded") as running:
-        assert deep not in running.directory.parents
-    assert list(deep.iterdir()) == []
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:
+        Path(parent).chmod(mode)
+        chosen = Path(parent, name)
+        chosen.mkdir(mode=0o777)
+        chosen.chmod(0o777)
+        monkeypatch.setenv("TMPDIR", str(chosen))
+        with server("embedded") as running:
+            assert chosen not in running.directory.parents
+        assert list(chosen.iterdir()) == []
 
 
 # --- when it does not start --------------------------------------------------------------------------------
@@ -352,10 +362,12 @@ def test_a_failing_start_shows_what_postgres_said(
         (tmp_path / libraries.name).symlink_to(libraries)
     (broken / "pginstall" / "share" / "postgres.bki").write_text("# not PostgreSQL's\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(Path("/tmp").glob("otel_crdb-*"))
-    with pytest.raises(ServerError, match=r"(?s)initdb failed:.*does not belong to PostgreSQL"):
-        server("embedded").__enter__()
-    assert set(Path("/tmp").glob("otel_crdb-*")) <= before
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        Path(temporary).chmod(0o755)
+        monkeypatch.setenv("TMPDIR", temporary)
+        with pytest.raises(ServerError, match=r"(?s)initdb failed:.*does not belong to PostgreSQL"):
+            server("embedded").__enter__()
+        assert list(Path(temporary).iterdir()) == []
 
 
 def test_a_start_that_takes_too_long_is_given_up() -> None:
