@@ -3,12 +3,14 @@
 
 import asyncio
 import contextlib
+import gc
 import http.client
 import json
 import socket
 import threading
 import wsgiref.simple_server
 
+import django
 import pytest
 import uvicorn
 from django.core.asgi import get_asgi_application
@@ -20,7 +22,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 from .project import views
 from .project.models import Account
 
-pytestmark = pytest.mark.usefixtures("accounts")
+pytestmark = [
+    pytest.mark.usefixtures("accounts"),
+    # Django leaves the connections of an ASGI server's threads to the collector, and psycopg says so.
+    pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning"),
+]
 
 SECRET = "s3cret-value"
 
@@ -72,6 +78,7 @@ def asgi(telemetry):
     server.should_exit = True
     thread.join()
     listening.close()
+    gc.collect()
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
@@ -200,6 +207,7 @@ def test_database_error_of_a_view_takes_no_row_out(port, telemetry):
     assert event.attributes["exception.type"] == "django.db.utils.IntegrityError"
 
 
+@pytest.mark.skipif(django.VERSION < (5, 0), reason="Django 5.0 and later cancel a view whose client has gone")
 def test_cancelled_request_ends_its_span(asgi, telemetry, caplog):
     """A client that goes away cancels the view: its span ends, as an error, and no context is left over."""
     views.waiting = threading.Event()
