@@ -114,11 +114,13 @@ def mask_error_text(text: str, sqlstate: str | None = None) -> str:
 
     """
     code = sqlstate if isinstance(sqlstate, str) else None
-    line = _primary_message(_as_text(text)[:_MESSAGE_INPUT])
+    text = _as_text(text)
+    line = _primary_message(text[:_MESSAGE_INPUT])
     if code.startswith(_DATA_CODES) if code else _DATA_TEXT.search(line):
         masked = _mask_data_error(line)
     else:
-        masked = _mask_values(line)
+        # Where more follows, the line may end inside a row: the line break tells `_AFTER_ROW` so.
+        masked = _mask_values(line if line == text.strip() else f"{line}\n").rstrip()
         if code is None or code.startswith(_LITERAL_CODES):
             masked = _NUMBER.sub(MASK, masked)
     return masked if len(masked) <= _MESSAGE_OUTPUT else masked[: _MESSAGE_OUTPUT - 1] + MASK
@@ -197,11 +199,31 @@ _KEEP: dict[str, Callable[[str, int, int], tuple[str, int | None]]] = {
 # --- free text ------------------------------------------------------------------------------------
 
 _INDENT = r"[ |+]{0,64}"
+#: The drivers' classes whose text is the value's or the application's own: class 22, and what a RAISE says.
+_DATA_CLASSES = (
+    "DataError|RaiseException|AssertFailure|DataException|InvalidTextRepresentation|InvalidBinaryRepresentation"
+    "|InvalidDatetimeFormat|DatetimeFieldOverflow|IntervalFieldOverflow|InvalidParameterValue|DivisionByZero"
+    "|NumericValueOutOfRange|StringDataRightTruncation|StringDataLengthMismatch|InvalidRegularExpression"
+    "|InvalidJsonText|ArraySubscriptError|SubstringError|CharacterNotInRepertoire|UntranslatableCharacter"
+    "|InvalidEscapeSequence|InvalidEscapeCharacter|InvalidCharacterValueForCast|FloatingPointException"
+)
+#: Their other classes whose text may hold a value; by Python's own name alone (`SyntaxError`) none is known.
+_OTHER_CLASSES = (
+    "(?:Database|Integrity|Interface|Internal|NotSupported|Operational|Programming|TransactionManagement"
+    "|AmbiguousCommit|RetriesExhausted)Error|InternalError_|IntegrityConstraintViolation|RestrictViolation"
+    "|NotNullViolation|ForeignKeyViolation|UniqueViolation|CheckViolation|ExclusionViolation"
+    "|WithCheckOptionViolation|SerializationFailure|StatementCompletionUnknown|DeadlockDetected|LockNotAvailable"
+    "|DatatypeMismatch|CannotCoerce|UndefinedColumn|UndefinedFunction|UndefinedObject|UndefinedParameter"
+    "|UndefinedTable|AmbiguousFunction|IndeterminateDatatype|GroupingError|WrongObjectType|FeatureNotSupported"
+    "|InvalidColumnReference|InvalidName|NameTooLong|QueryCanceled|ProgramLimitExceeded|IoError"
+    "|PlpgsqlError|CardinalityViolation"
+)
+_DATA_CLASS = re.compile(rf"\b(?:{_DATA_CLASSES}): ")
 _EXCEPTION_LINE = re.compile(
     _INDENT + r"(?:(?:psycopg2?(?:_pool)?|django\.db)\.[\w.]{1,128}"
-    r"|(?:[\w.]{1,128}\.)?(?:Database|Data|Integrity|Interface|Internal|NotSupported|Operational|Programming"
-    r"|TransactionManagement|AmbiguousCommit|RetriesExhausted)Error): "
+    rf"|(?:[\w.]{{1,128}}\.)?(?:{_DATA_CLASSES}|{_OTHER_CLASSES})): "
 )
+_NAMED_ERROR = re.compile(rf"psycopg|django\.db|\b(?:{_DATA_CLASSES}|{_OTHER_CLASSES}): ")
 #: Words only a database's error has, whoever wrote the line.
 _MARKER = re.compile(
     r"(?m)duplicate key value|violates (?:unique|foreign key|check|not-null|exclusion) constraint"
@@ -218,8 +240,6 @@ _TRACE_HEAD = re.compile(
     rf"|{_INDENT}During handling of the above exception"
 )
 _INDENTED = re.compile(_INDENT)
-#: Classes whose text is the value's or the application's own, wherever in the text it is repeated.
-_DATA_CLASS = re.compile(r"\b(?:DataError|RaiseException|AssertFailure): ")
 
 
 def scrub_text(text: str) -> str:
@@ -231,7 +251,8 @@ def scrub_text(text: str) -> str:
     come back, head and tail; never raises; time is linear.
     """
     text = _as_text(text)[:_TEXT_INPUT]
-    if "Error: " in text or "psycopg" in text or "django.db" in text or _MARKER.search(text):
+    if _NAMED_ERROR.search(text) or _MARKER.search(text):
+        # A class 22 message may be told again by Django's wrapper, whose name does not say so.
         text = "\n".join(_scrubbed_lines(text.split("\n"), "22000" if _DATA_CLASS.search(text) else None))
     if len(text) <= _TEXT_OUTPUT:
         return text
@@ -264,13 +285,13 @@ def _indent(line: str) -> int:
 
 def _scrubbed_message(line: str, sqlstate: str | None) -> str | None:
     """Mask a line that begins a database error's message; None for any other line."""
-    named = _EXCEPTION_LINE.match(line)
-    if named:
-        return line[: named.end()] + mask_error_text(line[named.end() :], sqlstate)
-    marker = _MARKER.search(line)
-    if marker:
-        return line[: marker.start()] + mask_error_text(line[marker.start() :], sqlstate)
-    return None
+    begin = _EXCEPTION_LINE.match(line)
+    marker = None if begin else _MARKER.search(line)
+    start = begin.end() if begin else marker.start() if marker else None
+    if start is None:
+        return None
+    # The further line stands for those of the message that are dropped.
+    return line[:start] + mask_error_text(f"{line[start:]}\n{MASK}", sqlstate)
 
 
 # --- a URL's query --------------------------------------------------------------------------------

@@ -78,34 +78,36 @@ _CONTINUED = re.compile(_ESCAPED, re.DOTALL)
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _NAME_PART = re.compile(_PART)
 
-# Lists of values. `more` is what follows the first element: it says nothing, and may be most of the text.
+# Lists of values, one element at a time: a single pattern for all of them would search back and forth.
 _GAP = r"[ \t\n\r\f\v]*"
 _CAST = rf"(?:{_GAP}::+{_WORD}(?:\.{_PART})*(?:\({_GAP}(?:[0-9]+|\?){_GAP}\))?(?:\[\])*)?"
 _KEYWORD = rf"(?i:NULL|TRUE|FALSE|DEFAULT)(?![{_START}0-9$.'])"
 _VALUE = rf"(?:[+-]{_GAP})?(?:[eEb]{_ESCAPED}|{_STRING}|{_PLACEHOLDER}|{_NUMBER}|{_KEYWORD}){_CAST}"
-
-
-def _repeated(element: str) -> str:
-    return rf"(?:{_GAP},{_GAP}{element})"
-
-
-_VALUES = rf"{_VALUE}{_repeated(_VALUE)}*{_GAP}"
+_VALUES = rf"{_VALUE}(?:{_GAP},{_GAP}{_VALUE})*{_GAP}"
 _TUPLE = rf"\({_GAP}{_VALUES}\)"
 _CALL = rf"(?:(?i:ARRAY){_GAP}\[|{_WORD}(?:\.{_PART})*\(){_GAP}(?:{_VALUES})?[)\]]{_CAST}"
 _CELL = rf"(?:{_VALUE}|{_CALL})"
-_ROW = rf"\({_GAP}{_CELL}{_repeated(_CELL)}*{_GAP}\)"
-_CUT_ROW = rf"(?:{_GAP},{_GAP}(?:\({_GAP}(?:{_CELL}{_repeated(_CELL)}*{_GAP},?{_GAP})?)?\Z)?"
+_ROW = rf"\({_GAP}{_CELL}(?:{_GAP},{_GAP}{_CELL})*{_GAP}\)"
 
 
-def _list(opening: str, element: str, closing: str) -> re.Pattern[str]:
-    more = rf"(?P<more>{_repeated(element)}+)(?={_GAP}(?:{closing}|,?{_GAP}\Z))"
-    return re.compile(rf"{_GAP}{opening}{_GAP}{element}{more}", re.DOTALL)
+class _List(NamedTuple):
+    """How a list of values begins, goes on and ends."""
+
+    first: re.Pattern[str]
+    further: re.Pattern[str]
+    end: re.Pattern[str]
+
+
+def _list(opening: str, element: str, closing: str) -> _List:
+    end = rf"{_GAP}(?:{closing}|\Z|,{_GAP}\Z)"
+    patterns = (rf"{_GAP}{opening}{_GAP}{element}", rf"{_GAP},{_GAP}{element}", end)
+    return _List(*(re.compile(pattern, re.DOTALL) for pattern in patterns))
 
 
 _LISTS = {
     "IN": _list(r"\(", rf"(?:{_VALUE}|{_TUPLE})", r"\)"),
     "ARRAY": _list(r"\[", _VALUE, r"\]"),
-    "VALUES": re.compile(rf"{_GAP}{_ROW}(?P<more>{_repeated(_ROW)}*{_CUT_ROW})", re.DOTALL),
+    "VALUES": _list("", _ROW, ""),
 }
 
 # The rules whose text may be shown; every other rule is a literal.
@@ -145,12 +147,23 @@ def tokenize(sql: str) -> list[Token]:
             rule, end = "escaped", continued.end()
         escaped = rule == "escaped"
         token = _token(rule, sql[start:end], gap)
-        if token.key in _LISTS and (values := _LISTS[token.key].match(sql, end)):
-            skips.__setitem__(*values.span("more"))
+        if token.key in _LISTS:
+            skips.update(_further_elements(_LISTS[token.key], sql, end))
         position = skips.pop(end, end) if skips else end
         tokens.append(token)
         gap = False
     return tokens
+
+
+def _further_elements(values: _List, sql: str, position: int) -> dict[int, int]:
+    """Return where the elements after the first one begin, and where they end."""
+    first = values.first.match(sql, position)
+    if first is None:
+        return {}
+    position = first.end()
+    while further := values.further.match(sql, position):
+        position = further.end()
+    return {first.end(): position} if values.end.match(sql, position) else {}
 
 
 def _token(rule: str, raw: str, gap: bool) -> Token:

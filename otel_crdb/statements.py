@@ -78,6 +78,8 @@ def batch(statement: Statement) -> Statement:
 
 def _describe(sql: str, *, whole: bool = True) -> Statement:
     tokens = _hide_names(tokenize(sql))
+    if not whole:
+        tokens = _without_cut_row(tokens)
     summary, operation = summarise(tokens, SUMMARY_LIMIT)
     as_of = _as_of(tokens)
     if tokens and (_BREAKS_LISTS.search(sql) or tokens[-1].raw != tokens[-1].text):
@@ -86,7 +88,22 @@ def _describe(sql: str, *, whole: bool = True) -> Statement:
     return Statement(_printable(summary), _printable(operation), _printable(text), _printable(as_of))
 
 
-# What hides a list from the tokenizer, until it is masked: comments, dollar quotes, and quotes left open at the end.
+def _without_cut_row(tokens: list[Token]) -> list[Token]:
+    """Leave out the row in which reading ended: what is there of it would be a new text each time."""
+    if tokens and tokens[-1].key == ",":
+        tokens = tokens[:-1]
+    depth = 0
+    for index in range(len(tokens) - 1, 1, -1):
+        key = tokens[index].key
+        depth += (key in (")", "]")) - (key in ("(", "["))
+        if depth < 0:
+            if (tokens[index - 2].key, tokens[index - 1].key, key) == (")", ",", "("):
+                return tokens[: index - 1]
+            depth = 0
+    return tokens
+
+
+# What hides a list until it is masked: comments, dollar quotes, and quotes left open at the end.
 _BREAKS_LISTS = re.compile(r"--|/\*|\$(?![0-9])")
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

@@ -157,7 +157,10 @@ def test_hook_that_fails_changes_no_result(expected, monkeypatch, caplog, name, 
         if moment == "begin" or hook_operates(hook):
             if name not in NOT_HERE:
                 assert hooks.faults[name] > 0
-                counted = {p.attributes["otel_crdb.hook.name"]: p.value for p in telemetry.points("otel_crdb.hook.faults")}
+                counted = {
+                    p.attributes["otel_crdb.hook.name"]: p.value
+                    for p in telemetry.points("otel_crdb.hook.faults")
+                }
                 assert counted[name] == hooks.faults[name]
                 said = [record for record in caplog.records if record.name == "otel_crdb.hooks"]
                 assert len([record for record in said if name in record.getMessage()]) == 1
@@ -192,7 +195,9 @@ def test_everything_that_instrument_changes_is_a_guarded_hook(accounts):
     """Each method that ``instrument()`` puts in on Django's class goes through a hook of the registry."""
     before = dict(vars(DatabaseWrapper))
     with Telemetry():
-        changed = {name: value for name, value in vars(DatabaseWrapper).items() if before.get(name) is not value}
+        changed = {
+            name: value for name, value in vars(DatabaseWrapper).items() if before.get(name) is not value
+        }
     assert set(changed) == set(instrumentor.WRAPPER_HOOKS)
     for value in changed.values():
         assert hooks.REGISTRY[value.hook.name] is value.hook

@@ -207,7 +207,9 @@ def test_database_error_of_a_view_takes_no_row_out(port, telemetry):
     assert event.attributes["exception.type"] == "django.db.utils.IntegrityError"
 
 
-@pytest.mark.skipif(django.VERSION < (5, 0), reason="Django 5.0 and later cancel a view whose client has gone")
+@pytest.mark.skipif(
+    django.VERSION < (5, 0), reason="Django 5.0 and later cancel a view whose client has gone"
+)
 def test_cancelled_request_ends_its_span(asgi, telemetry, caplog):
     """A client that goes away cancels the view: its span ends, as an error, and no context is left over."""
     views.waiting = threading.Event()

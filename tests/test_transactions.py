@@ -420,7 +420,10 @@ def test_atomic_requests(telemetry, monkeypatch):
     (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
     request = telemetry.one("GET read/")
     assert span.parent.span_id == request.context.span_id
-    assert telemetry.named("SELECT account")[1].parent.span_id == telemetry.one("GET read-freely/").context.span_id
+    assert (
+        telemetry.named("SELECT account")[1].parent.span_id
+        == telemetry.one("GET read-freely/").context.span_id
+    )
 
 
 def test_transaction_of_a_request_is_over_when_the_next_begins(telemetry):
@@ -443,7 +446,9 @@ def test_isolation_level_is_told_where_the_settings_choose_it(telemetry, aliases
 
     default = connections["default"]
     options = {"isolation_level": IsolationLevel.SERIALIZABLE} if aliases == 2 else {}
-    wrapper = type(default)({**default.settings_dict, "OPTIONS": {**default.settings_dict["OPTIONS"], **options}})
+    wrapper = type(default)(
+        {**default.settings_dict, "OPTIONS": {**default.settings_dict["OPTIONS"], **options}}
+    )
     wrapper.set_autocommit(False)
     with wrapper.cursor() as cursor:
         cursor.execute("SELECT 1")
