@@ -5,7 +5,8 @@ No literal of a text is left in what comes out. Placeholders, TRUE, FALSE, NULL 
 are made anew for each session or transaction (savepoints, cursors, prepared statements) become ``?`` like
 literals do, so that they make no new texts; ``cockroach_restart`` is a word of the protocol and stays.
 Lists of values in ``IN (…)`` and ``ARRAY[…]`` shrink to their first element and the rows of VALUES to the
-first row. Describing a masked text again leaves it as it is.
+first row, as long as they hold values and calls with values only. Describing a masked text again leaves it
+as it is.
 
 What has been described is remembered, least recently used first out, in a bounded number of bytes.
 """
@@ -82,7 +83,7 @@ def _describe(sql: str, *, whole: bool = True) -> Statement:
         tokens = _without_cut_row(tokens)
     summary, operation = summarise(tokens, SUMMARY_LIMIT)
     as_of = _as_of(tokens)
-    if tokens and (_BREAKS_LISTS.search(sql) or tokens[-1].raw != tokens[-1].text):
+    if tokens and (_BREAKS_LISTS.search(sql) or (tokens[-1].raw[0] == '"' and tokens[-1].text == HIDDEN)):
         tokens = tokenize(_joined(tokens, READ_LIMIT))
     text = _joined(tokens, TEXT_LIMIT, whole=whole)
     return Statement(_printable(summary), _printable(operation), _printable(text), _printable(as_of))
@@ -120,6 +121,7 @@ def _printable(text: str) -> str:
 
 _RESTART = "cockroach_restart"
 _ROLES = words("USER ROLE")
+_NAMING = (Kind.WORD, Kind.NAME)
 _SESSION_NAMED = words("SAVEPOINT RELEASE ROLLBACK DECLARE CLOSE PREPARE EXECUTE DEALLOCATE")
 _BEFORE_SESSION_NAME = _SESSION_NAMED | words("TO WORK TRANSACTION PREPARED ALL AND NO CHAIN")
 
@@ -138,26 +140,28 @@ def _hide_names(tokens: list[Token]) -> list[Token]:
 
 def _hide_session_name(tokens: list[Token], start: int) -> None:
     for index in range(start, len(tokens)):
-        if tokens[index].key not in _BEFORE_SESSION_NAME:
-            if tokens[index].raw.strip('"').lower() != _RESTART:
-                _hide(tokens, index)
+        token = tokens[index]
+        if token.key not in _BEFORE_SESSION_NAME:
+            if token.kind in _NAMING and token.raw.strip('"').lower() != _RESTART:
+                tokens[index] = _hidden(token)
             return
 
 
 def _hide_password(tokens: list[Token], start: int) -> None:
     """Hide a password that was not written as a string: its quotes were forgotten, or are double ones."""
+    hiding = False
     for index in range(start, len(tokens)):
-        if tokens[index].key == ";":
+        token, previous = tokens[index], tokens[index - 1].key
+        if token.key == ";":
             return
-        if tokens[index - 1].key == "PASSWORD":
-            _hide(tokens, index + 1 if tokens[index].key == "=" else index)
+        begins = previous == "PASSWORD" or (previous == "=" and tokens[index - 2].key == "PASSWORD")
+        hiding = token.key not in ("=", "NULL") if begins else hiding and not token.gap
+        if hiding:
+            tokens[index] = _hidden(token)
 
 
-def _hide(tokens: list[Token], index: int) -> None:
-    if index < len(tokens):
-        token = tokens[index]
-        if token.kind is Kind.NAME or (token.kind is Kind.WORD and token.key != "NULL"):
-            tokens[index] = Token(Kind.VALUE, HIDDEN, "", token.gap, HIDDEN)
+def _hidden(token: Token) -> Token:
+    return Token(Kind.VALUE, HIDDEN, "", token.gap, HIDDEN)
 
 
 # The masked text

@@ -379,6 +379,15 @@ def test_a_row_cannot_speak_for_the_server() -> None:
     assert (got.retry_reason, got.server_txn_id, got.table_id) == ("WriteTooOld", "07d42834", 106)
 
 
+def test_anchor_key_is_no_conflict() -> None:
+    """The key of the transaction's own record gives no ids, whatever stands in it."""
+    own = 'meta={id=07d42834 key=/Table/7/1/"committed value /Table/9/9/"/0}'
+    got = found(
+        make("40001", f'{RESTART}TransactionRetryError: retry txn (RETRY_SERIALIZABLE): "sql txn" {own}')
+    )
+    assert (got.server_txn_id, got.table_id, got.index_id) == ("07d42834", None, None)
+
+
 def test_documentation_names_the_reason() -> None:
     """A known reason leads to its own heading of the documentation."""
     got = found(make("40001", SAMPLE_V26))
@@ -720,9 +729,9 @@ def test_long_chain_is_bounded() -> None:
     exc = make("23505")
     for _ in range(20_000):
         exc = linked(make("40001"), context=exc)
-    started = time.perf_counter()
+    started = time.process_time()
     assert found(exc).sqlstate == "40001"
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 # --- never raises ---------------------------------------------------------------------------------
@@ -810,19 +819,19 @@ def test_never_raises(args: list, code: str | None, phase: str | None) -> None:
 def test_huge_messages_cost_little(piece: str) -> None:
     """A message of many megabytes is searched only in its first 16 KiB and in linear time."""
     text = piece * (8_000_000 // len(piece))
-    started = time.perf_counter()
+    started = time.process_time()
     for code in ("40001", "XXUUU", "57014", None):
         assert classify(make(code, text)) is not None
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_classification_is_cheap() -> None:
     """A wrapped 40001 with its full text is classified in well under a millisecond."""
     exc = wrapped(make("40001", CONFLICTING))
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(200):
         classify(exc)
-    assert (time.perf_counter() - started) / 200 < 0.001
+    assert (time.process_time() - started) / 200 < 0.001
 
 
 def test_imports_neither_driver_nor_framework() -> None:

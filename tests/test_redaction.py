@@ -56,6 +56,7 @@ code  | message => what stays
 P0001 | account 5 of Alice is blocked => … of … is …
 -     | invalid input syntax for type date: "a"b"c" => invalid input syntax for type date: …
 -     | missing "=" after "a" in connection info string => missing …
+-     | account 4111111111 has no funds, port 26257 => account … has no funds, port 26257
 -     | Key (email)=(a) already exists. => Key (email)=(…) already exists.
 -     | Failing row contains (1, a, null). => Failing …
 55P03 | could not obtain lock on row (id, n)=(1,'a) in x@y b') in t@t_pkey => could not obtain lock on row (id, n)=(…) in t@t_pkey
@@ -287,14 +288,14 @@ a.
 def test_huge_texts_cost_little(piece: str) -> None:
     """Megabytes are masked in linear time and come back bounded."""
     text = piece * (4_000_000 // len(piece))
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(mask_error_text(text, "23505")) <= 1_000
     assert len(mask_error_text(text, "22P02")) <= 1_000
     assert len(mask_error_text(text)) <= 1_000
     assert len(scrub_text(text)) <= 16 * 1024
     assert len(scrub_text("psycopg.Error: " + text)) <= 16 * 1024
     assert len(mask_url_query(text)) <= 64 * 1024
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
 
 
 # --- free text ------------------------------------------------------------------------------------

@@ -180,6 +180,7 @@ BY_HAND = [
     ("INSERT INTO t WITH q AS (TABLE s) SELECT * FROM q", "INSERT t TABLE s SELECT", ""),
     ("UPSERT INTO t VALUES ($1, $2)", "UPSERT t", ""),
     ("UPDATE ONLY t AS x SET a = s.b FROM s JOIN u ON true", "UPDATE t s u", ""),
+    ("DELETE FROM t USING s JOIN u USING (id)", "DELETE t s u", ""),
     ("DELETE FROM t USING s, u WHERE t.a = s.a", "DELETE t s u", ""),
     (
         "MERGE INTO t USING s ON t.a = s.a WHEN MATCHED THEN UPDATE SET b = c WHEN NOT MATCHED THEN DELETE",
@@ -235,6 +236,7 @@ BY_HAND = [
     ("CREATE USER bob WITH PASSWORD 'x'", "CREATE USER bob", "CREATE USER bob WITH PASSWORD ?"),
     ("ALTER ROLE bob PASSWORD hunter2 CREATEDB", "ALTER ROLE bob", "ALTER ROLE bob PASSWORD ? CREATEDB"),
     ('ALTER USER bob WITH ENCRYPTED PASSWORD = "h"', "ALTER USER bob", "ALTER USER bob WITH ENCRYPTED PASSWORD = ?"),
+    ("ALTER USER bob PASSWORD a-b!c; SELECT d", "ALTER USER bob SELECT", "ALTER USER bob PASSWORD ?????; SELECT d"),
     ("ALTER USER bob PASSWORD NULL", "ALTER USER bob", ""),
     ("hello world 'x'", "", "hello world ?"),
     ("  \n\t", "", ""),
@@ -307,6 +309,11 @@ def test_what_is_left_open_is_masked_to_the_end(opening):
     assert describe(f"SELECT 1, {opening} secret FROM t").text == "SELECT ?, ?"
 
 
+def test_a_list_is_read_one_way_only():
+    """Where the values of a list are no list, they are not read in another way until they are one."""
+    assert SECRET not in describe(f"SELECT a IN ((1), (E'\\', 'b', 'c')) {SECRET}").text
+
+
 def test_an_escape_string_goes_on_with_its_backslashes():
     """A string that continues on the next line is read by the rules of its beginning."""
     assert describe("SELECT E'a' \n -- c\n 'b\\', secret' FROM t").text == "SELECT ? ? FROM t"
@@ -327,6 +334,8 @@ def test_the_number_of_values_makes_no_new_text():
     for item in ("%s", "$1", "'x'::uuid", "E'\\''", "-1.5", "%s /* , */"):
         assert len(texts("SELECT a FROM t WHERE b IN ({}) AND c = 1", item)) == 1
         assert len(texts("SELECT ARRAY[{}]", item)) == 1
+        assert texts("SELECT a IN ({}, ", item) == texts("SELECT a IN ({}", item, [1])
+        assert texts('SELECT a IN ({},  "left open', item) == texts("SELECT a IN ({}", item, [1])
     for item in ("(%s, 'x')", "(1, now())", "(ARRAY['a', 'b'], f('x'::bytea))", "(%s, -- (\n DEFAULT)"):
         assert len(texts("INSERT INTO t VALUES {} RETURNING a", item)) == 1
         cut = {describe(f"/*{'x' * n}*/INSERT INTO t VALUES " + f"{item}, " * 9000).text for n in range(40)}
@@ -558,6 +567,9 @@ def test_the_least_recently_used_text_is_forgotten_first():
         cache.put(f"other {n}", Statement())
         assert cache.get("kept") is kept
     assert cache.get("other 0") is None
+    before = cache.info()
+    cache.put("kept", kept)
+    assert cache.info() == before
     assert cache.info().size <= 20_000
 
 
