@@ -2,7 +2,7 @@
 """From an exception to what it means.
 
 Pure: neither Django, OpenTelemetry nor a driver is imported. Their exceptions are known by attributes and by
-the names of their classes. What CockroachDB's codes and words mean stands in `otel_crdb._sqlstates`.
+the names of their classes. What CockroachDB's codes and words mean stands in `otel_crdb.sqlstates`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from otel_crdb._guidance import DOCS, GUIDANCE, REASON_GUIDANCE, Guidance
-from otel_crdb._sqlstates import (
+from otel_crdb.guidance import DOCS, GUIDANCE, REASON_GUIDANCE, Guidance
+from otel_crdb.sqlstates import (
     CLASS_RULES,
     DBAPI_CLASSES,
     NAMED_CLASSES,

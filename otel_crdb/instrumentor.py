@@ -15,22 +15,10 @@ from opentelemetry.instrumentation._semconv import _OpenTelemetrySemanticConvent
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from . import config, connections, cursors, pipeline, requests, signals, state, transactions
-from .hooks import Hook
+from . import config, pipeline, recording, requests, signals, state, transactions
 
 logger = logging.getLogger(__name__)
 
-#: The methods of ``django_cockroachdb.base.DatabaseWrapper`` that are observed, on the class: so open
-#: connections of every thread are reached, and other backends are not.
-WRAPPER_HOOKS: dict[str, Hook] = {
-    "get_new_connection": connections.CONNECT,
-    "set_autocommit": transactions.SET_AUTOCOMMIT,
-    "_commit": transactions.COMMIT,
-    "_rollback": transactions.ROLLBACK,
-    "close": transactions.CLOSE,
-    "make_cursor": cursors.MAKE_CURSOR,
-    "make_debug_cursor": cursors.MAKE_DEBUG_CURSOR,
-}
 REQUEST_MIDDLEWARE = f"{requests.__name__}.{requests.RequestMiddleware.__qualname__}"
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
@@ -62,8 +50,8 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             return
         pipeline.set_up(chosen)
         signals.use(chosen)
-        self._undo.append(signals.stop)
-        self._hook_wrapper()
+        recording.start()
+        self._undo += [signals.stop, recording.stop]
         self._hook_requests(chosen)
 
     def _uninstrument(self, **_: Any) -> None:
@@ -74,17 +62,6 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         pipeline.flush(_config_in_force(), timeout=5)
         while self._undo:
             self._undo.pop()()
-
-    def _hook_wrapper(self) -> None:
-        from django_cockroachdb.base import DatabaseWrapper
-
-        for name, hook in WRAPPER_HOOKS.items():
-            own = vars(DatabaseWrapper).get(name)
-            setattr(DatabaseWrapper, name, hook.around(getattr(DatabaseWrapper, name)))
-            if own is None:
-                self._undo.append(lambda name=name: delattr(DatabaseWrapper, name))  # type: ignore[misc]
-            else:
-                self._undo.append(lambda name=name, own=own: setattr(DatabaseWrapper, name, own))  # type: ignore[misc]
 
     def _hook_requests(self, chosen: config.Config) -> None:
         """Have contrib put in its middleware, and ours stand where it stood."""

@@ -156,5 +156,6 @@ def parent_of(transaction: Transaction | None, context: Context) -> Context:
 
 
 def is_suppressed() -> bool:
-    """Whether the application has asked for silence (``suppress_instrumentation()``)."""
-    return bool(context_api.get_value(_SUPPRESS_INSTRUMENTATION_KEY))
+    """Whether nothing is to be told: by ``suppress_instrumentation()``, or for want of ``instrument()``."""
+    signal = signals.current
+    return signal is None or signal.silent or bool(context_api.get_value(_SUPPRESS_INSTRUMENTATION_KEY))

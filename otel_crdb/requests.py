@@ -146,7 +146,8 @@ class _Hostless:
 
 
 def _begin_request(contrib: Any, request: Any) -> _Exchange | None:
-    return None if signals.current is None else _Exchange(contrib, request)
+    signal = signals.current
+    return None if signal is None or signal.silent else _Exchange(contrib, request)
 
 
 def _correct_attributes(span: Span, request: Any, host: str | None) -> None:

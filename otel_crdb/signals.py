@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opentelemetry import trace
-from opentelemetry._logs import get_logger
-from opentelemetry.metrics import get_meter
+from opentelemetry._logs import NoOpLogger, get_logger
+from opentelemetry.metrics import NoOpMeterProvider, get_meter
+from opentelemetry.trace import NoOpTracer
 
 from . import semconv
 from .config import Config, ExceptionSignal, exception_signal
@@ -34,6 +35,8 @@ class Signals:
     instruments: Instruments
     config: Config
     exceptions: ExceptionSignal
+    #: Transactions are recorded and nothing is told: an application that only retries.
+    silent: bool = False
 
 
 #: None: not instrumented; every hook stands aside.
@@ -47,6 +50,13 @@ def use(config: Config) -> None:
     event_logger = get_logger(SCOPE, __version__, config.logger_provider, semconv.SCHEMA_URL)
     meter = get_meter(SCOPE, __version__, config.meter_provider, semconv.SCHEMA_URL)
     current = Signals(tracer, event_logger, instruments_of(meter), config, exception_signal())
+
+
+def use_silence() -> None:
+    """Have transactions recorded, and nothing told."""
+    global current
+    meter = NoOpMeterProvider().get_meter(SCOPE)
+    current = Signals(NoOpTracer(), NoOpLogger(SCOPE), Instruments(meter), Config(), "spans", silent=True)
 
 
 def stop() -> None:

@@ -12,7 +12,7 @@ from django.test import Client
 from django_cockroachdb.base import DatabaseWrapper
 
 import otel_crdb
-from otel_crdb import cursors, hooks, instrumentor, requests
+from otel_crdb import cursors, hooks, recording, requests
 
 from .project.models import Account
 from .telemetry import Telemetry
@@ -195,7 +195,7 @@ def test_everything_that_instrument_changes_is_a_guarded_hook(accounts):
         changed = {
             name: value for name, value in vars(DatabaseWrapper).items() if before.get(name) is not value
         }
-    assert set(changed) == set(instrumentor.WRAPPER_HOOKS)
+    assert set(changed) == set(recording.WRAPPER_HOOKS)
     for value in changed.values():
         assert hooks.REGISTRY[value.hook.name] is value.hook
 
