@@ -14,21 +14,38 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .instrumentor import CockroachDBInstrumentor, flush, instrument, uninstrument
+    from .retry import (
+        AmbiguousCommitError,
+        RetriesExhaustedError,
+        arun_transaction,
+        retry_transaction,
+        run_transaction,
+    )
 
 __all__ = [
+    "AmbiguousCommitError",
     "CockroachDBInstrumentor",
+    "RetriesExhaustedError",
     "__version__",
+    "arun_transaction",
     "flush",
     "instrument",
+    "retry_transaction",
+    "run_transaction",
     "uninstrument",
 ]
 
 #: Where the public names live. They are imported at first use: the pytest plugin and the command line
 #: load this package in processes that never instrument anything.
 _HOMES = {
+    "AmbiguousCommitError": "retry",
     "CockroachDBInstrumentor": "instrumentor",
+    "RetriesExhaustedError": "retry",
+    "arun_transaction": "retry",
     "flush": "instrumentor",
     "instrument": "instrumentor",
+    "retry_transaction": "retry",
+    "run_transaction": "retry",
     "uninstrument": "instrumentor",
 }
 

@@ -131,8 +131,7 @@ def transaction_event(span: Span, name: str, transaction: Transaction, namespace
         attributes[semconv.ERROR_CLASS] = failure.error_class
         if failure.sqlstate:
             sqlstate = attributes[semconv.DB_RESPONSE_STATUS_CODE] = failure.sqlstate
-    span.add_event(name, attributes)
-    _emit(span, name, attributes, MESSAGES[name])
+    emit(span, name, attributes, MESSAGES[name])
     logger.warning("%s txn_id=%s db=%s error_code=%s", MESSAGES[name], transaction.id, namespace, sqlstate)
 
 
@@ -143,6 +142,12 @@ MESSAGES = {
     semconv.AMBIGUOUS_EVENT: "COMMIT was sent and its answer is unknown: the transaction may or may not have "
     "been applied.",
 }
+
+
+def emit(span: Span, name: str, attributes: dict[str, Any], body: str) -> None:
+    """Tell of an event on the span that it befell, and as a log record of the same words."""
+    span.add_event(name, attributes)
+    _emit(span, name, attributes, body)
 
 
 def _emit(span: Span, name: str, attributes: dict[str, Any], body: str) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 #: Distinct ``db.query.summary`` on data points of one process; further ones are told by their
 #: operation alone, so that generated table names cannot grow the series without end.
 SUMMARY_LIMIT = 200
+#: Distinct ``cockroachdb.txn.name`` on data points of one process.
+NAME_LIMIT = 200
 
 
 #: Made once a meter: an SDK warns of an instrument that is made twice.
@@ -48,6 +50,15 @@ class Instruments:
             description="Duration of transactions, from their begin to the answer of COMMIT or ROLLBACK.",
             explicit_bucket_boundaries_advisory=bounds,
         )
+        self.transaction_attempts = meter.create_histogram(
+            semconv.TXN_ATTEMPTS_METRIC,
+            unit="{attempt}",
+            description="Attempts of transactions that may be retried, those of one attempt included.",
+            explicit_bucket_boundaries_advisory=semconv.ATTEMPT_BOUNDS,
+        )
+        self.retries = meter.create_counter(
+            semconv.TXN_RETRIES, unit="{retry}", description="Transactions that were run again, by reason."
+        )
         self.connection_create_time = meter.create_histogram(
             semconv.DB_CONNECTION_CREATE_TIME,
             unit="s",
@@ -75,6 +86,7 @@ class Instruments:
             description="Faults of otel_crdb's own hooks, kept from the application.",
         )
         self._summaries: set[str] = set()
+        self._names: set[str] = set()
 
     def bounded_summary(self, summary: str) -> str:
         """Return the summary, or its operation alone once there are too many."""
@@ -84,6 +96,15 @@ class Instruments:
             self._summaries.add(summary)
             return summary
         return summary.partition(" ")[0]
+
+    def bounded_name(self, name: str) -> str:
+        """Return the transaction's name, or ``other`` once there are too many."""
+        if name in self._names:
+            return name
+        if len(self._names) < NAME_LIMIT:
+            self._names.add(name)
+            return name
+        return "other"
 
 
 def _observe_faults(_: CallbackOptions) -> Iterable[Observation]:

@@ -58,6 +58,8 @@ DURATION_BOUNDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
 # --- CockroachDB: transactions -----------------------------------------------------------------
 TXN_ID: Final = "cockroachdb.txn.id"
+TXN_NAME: Final = "cockroachdb.txn.name"
+TXN_ATTEMPTS: Final = "cockroachdb.txn.attempts"
 TXN_ATTEMPT: Final = "cockroachdb.txn.attempt"
 TXN_OUTCOME: Final = "cockroachdb.txn.outcome"
 TXN_STATEMENTS: Final = "cockroachdb.txn.statements"
@@ -67,11 +69,13 @@ TXN_ISOLATION_LEVEL: Final = "cockroachdb.txn.isolation_level"
 TXN_AS_OF_SYSTEM_TIME: Final = "cockroachdb.txn.as_of_system_time"
 TXN_SERVER_ID: Final = "cockroachdb.txn.server_id"
 SILENT_ABORT_EVENT: Final = "cockroachdb.txn.silent_abort"
+RETRY_EVENT: Final = "cockroachdb.txn.retry"
 AMBIGUOUS_EVENT: Final = "cockroachdb.txn.ambiguous"
 
 # --- CockroachDB: errors -----------------------------------------------------------------------
 ERROR_CLASS: Final = "cockroachdb.error.class"
 RETRY_REASON: Final = "cockroachdb.retry.reason"
+RETRY_BACKOFF: Final = "cockroachdb.retry.backoff"
 RETRY_CAUSE: Final = "cockroachdb.retry.cause"
 CONFLICT_SERVER_TXN_ID: Final = "cockroachdb.conflict.server_txn_id"
 CONFLICT_TABLE_ID: Final = "cockroachdb.conflict.table_id"
@@ -88,6 +92,10 @@ REQUEST_RETRIES: Final = "cockroachdb.request.retries"
 REQUEST_DB_TIME: Final = "cockroachdb.request.db_time"
 
 # --- CockroachDB: metrics ----------------------------------------------------------------------
+TXN_ATTEMPTS_METRIC: Final = "cockroachdb.client.txn.attempts"
+#: Attempts: the bounds of :data:`TXN_ATTEMPTS_METRIC`.
+ATTEMPT_BOUNDS: Final = (1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0)
+TXN_RETRIES: Final = "cockroachdb.client.txn.retries"
 TXN_DURATION: Final = "cockroachdb.client.txn.duration"
 CLIENT_ERRORS: Final = "cockroachdb.client.errors"
 SILENT_ABORTS: Final = "cockroachdb.client.txn.silent_aborts"

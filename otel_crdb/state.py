@@ -67,6 +67,8 @@ class Transaction:
     handled: BaseException | None
     id: str = field(default_factory=new_transaction_id)
     attempt: int = 1
+    #: Of the logical transaction that this is an attempt of.
+    name: str = ""
     #: Made with the first statement; None also where Django's TestCase opened the transaction.
     span: Span | None = None
     context: Context | None = None
@@ -87,6 +89,19 @@ class Transaction:
 
 
 @dataclass(slots=True)
+class LogicalTransaction:
+    """One attempt of a transaction that may be retried, and what became of it."""
+
+    #: The id that all its attempts share.
+    id: str
+    #: From 1.
+    attempt: int
+    name: str
+    #: The attempt's record; None as long as Django has not opened a transaction for it.
+    transaction: Transaction | None = None
+
+
+@dataclass(slots=True)
 class ConnectionRecord:
     """What we know of one ``DatabaseWrapper``."""
 
@@ -99,6 +114,8 @@ class ConnectionRecord:
     #: Autocommit is off and no ``Atomic`` block turned it off: each commit or rollback ends one
     #: transaction and the next statement opens the next.
     manual: bool = False
+    #: Waits for the transaction that Django opens next.
+    logical: LogicalTransaction | None = None
     #: Another instrumentation of the driver is at work on this connection.
     driver_instrumented: bool = False
 

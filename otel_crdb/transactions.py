@@ -206,10 +206,15 @@ class _AutocommitOff:
         if not self.atomic:
             self.record.manual = True
             return
-        self.record.manual = False
-        self.record.transaction = Transaction(
+        record = self.record
+        record.manual = False
+        opened = record.transaction = Transaction(
             outer=self.outer, started=self.started, atomic=True, handled=self.handled
         )
+        logical, record.logical = record.logical, None
+        if logical is not None:
+            opened.id, opened.attempt, opened.name = logical.id, logical.attempt, logical.name
+            logical.transaction = opened
 
 
 class _AutocommitOn:
@@ -231,15 +236,15 @@ def _begin_set_autocommit(
     autocommit: bool,
     force_begin_transaction_with_broken_autocommit: bool = False,
 ) -> _AutocommitOff | _AutocommitOn | None:
-    if signals.current is None:
-        return None
+    if signals.current is None or wrapper.in_atomic_block:
+        return None  # Django forbids it within a block
     record = record_of(wrapper)
-    if not autocommit:
-        return _AutocommitOff(record, atomic=force_begin_transaction_with_broken_autocommit)
     if record.transaction is not None and record.transaction.atomic:
         # Now, not at the end: Django runs the on_commit hooks within this call.
         close(record)
-    return _AutocommitOn(record)
+    if autocommit:
+        return _AutocommitOn(record)
+    return _AutocommitOff(record, atomic=force_begin_transaction_with_broken_autocommit)
 
 
 # --- COMMIT and ROLLBACK -----------------------------------------------------------------------
@@ -309,7 +314,10 @@ def _begin_commit(wrapper: Any) -> _Commit | None:
         # In a failed transaction the server answers COMMIT with the tag ROLLBACK, and no error.
         transaction.silent_abort = status == facts.IN_ERROR
         transaction.phase = Phase.COMMIT_SENT
-    return _Commit(wrapper, record)
+    commit = _Commit(wrapper, record)
+    if status == facts.UNKNOWN:
+        commit.phase = "statement"  # the link is known to be lost: COMMIT will not be sent
+    return commit
 
 
 def _begin_rollback(wrapper: Any) -> _Rollback | None:

@@ -10,11 +10,13 @@ from django.db import DatabaseError, connection, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.test import Client
 from django_cockroachdb.base import DatabaseWrapper
+from opentelemetry import context
 
 import otel_crdb
-from otel_crdb import cursors, hooks, recording, requests
+from otel_crdb import cursors, hooks, recording, requests, retry_telemetry, run_transaction
 
 from .project.models import Account
+from .servers import conflicting, earn
 from .telemetry import Telemetry
 
 pytestmark = pytest.mark.usefixtures("accounts")
@@ -83,6 +85,18 @@ def close_in_a_block():
         connection.close()
 
 
+def retry():
+    return run_transaction(conflicting(1), backoff_base=0)
+
+
+def exhaust():
+    return run_transaction(conflicting(9), backoff_base=0, max_attempts=2)
+
+
+def fail_after_commit():
+    return run_transaction(lambda: (earn(), transaction.on_commit(fail_in_a_block)))
+
+
 def debug_query():
     connection.force_debug_cursor = True
     try:
@@ -106,6 +120,9 @@ def day():
         outcome(pay_in_a_block),
         outcome(fail_in_a_block),
         outcome(close_in_a_block),
+        outcome(retry),
+        outcome(exhaust),
+        outcome(fail_after_commit),
         outcome(execute_many),
         outcome(call_procedure),
         outcome(copy),
@@ -128,6 +145,14 @@ def expected(accounts):
     logging.getLogger("django.security.DisallowedHost").setLevel(logging.NOTSET)
 
 
+@pytest.fixture
+def own_context():
+    """Put the context back: a hook that fails as a block is closed may leave that block's span current."""
+    before = context.get_current()
+    yield
+    context.attach(before)
+
+
 #: What only one driver's cursors have.
 OF_PSYCOPG2 = {"CursorWrapper.copy_expert", "CursorWrapper.copy_from", "CursorWrapper.copy_to"}
 OF_PSYCOPG3 = {"CursorWrapper.copy"}
@@ -136,7 +161,7 @@ NOT_HERE = OF_PSYCOPG2 if is_psycopg3 else OF_PSYCOPG3
 
 @pytest.mark.parametrize("moment", ["begin", "finish"])
 @pytest.mark.parametrize("name", sorted(hooks.REGISTRY))
-def test_hook_that_fails_changes_no_result(expected, monkeypatch, caplog, name, moment):
+def test_hook_that_fails_changes_no_result(expected, own_context, monkeypatch, caplog, name, moment):
     """A hook that raises, as it begins or as it ends, changes nothing; its fault is counted, logged once."""
     hook = hooks.REGISTRY[name]
     begin = hook.begin
@@ -181,6 +206,10 @@ class FailingAtTheEnd:
 def hook_operates(hook):
     """Whether the hook has an end of its own."""
     return hook not in {
+        retry_telemetry.RETRIED,
+        retry_telemetry.COMMITTED,
+        retry_telemetry.EXHAUSTED,
+        retry_telemetry.AFTER_COMMIT,
         requests.EXCEPTION,
         requests.REQUEST_ATTRIBUTES,
         requests.REQUEST_TOTALS,

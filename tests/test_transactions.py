@@ -409,6 +409,16 @@ def test_what_the_application_put_into_the_context_stays(telemetry):
         context.attach(before)
 
 
+def test_forbidden_change_of_autocommit_within_a_block(telemetry):
+    """``set_autocommit`` within a block is refused by Django, and the block's transaction goes on."""
+    with transaction.atomic():
+        pay()
+        with pytest.raises(TransactionManagementError):
+            transaction.set_autocommit(True)
+        pay()
+    assert transactions_of(telemetry) == [("committed", ["UPDATE account", "UPDATE account", "COMMIT"])]
+
+
 def test_atomic_requests(telemetry, monkeypatch):
     """With ``ATOMIC_REQUESTS`` a view's statements are one transaction below its request, where not exempt."""
     monkeypatch.setitem(connections["default"].settings_dict, "ATOMIC_REQUESTS", True)

@@ -2,7 +2,7 @@
 """A proxy for PostgreSQL's wire protocol that introduces the server behind it as a CockroachDB node.
 
 It changes the start-up: what a node says of itself there, and the process id that carries the node's number.
-After that one SET is put into words PostgreSQL knows, and every other message passes byte for byte.
+After that two SETs are put into words PostgreSQL knows, and every other message passes byte for byte.
 `Session.to_server` and `Session.to_client` see each message before it goes on, and decide what goes on in its
 place.
 """
@@ -45,10 +45,15 @@ REPORTED = frozenset(
     }
 )
 
-# A session variable of CockroachDB's that django-cockroachdb sets before it changes a column's type: 4.2 does
-# always, later ones on servers before 25.1. PostgreSQL takes unknown names only when they have a dot.
-FOREIGN_SETTING = b"SET enable_experimental_alter_column_type_general"
-KNOWN_SETTING = b"SET cockroachdb.enable_experimental_alter_column_type_general"
+# PostgreSQL takes unknown settings only when their names have a dot.
+SETTINGS = {
+    # django-cockroachdb sets it before it changes a column's type: 4.2 does always, later ones before v25.1.
+    b"SET enable_experimental_alter_column_type_general": (
+        b"SET cockroachdb.enable_experimental_alter_column_type_general"
+    ),
+    # run_transaction(retry_priority=…); CockroachDB: docs page set-transaction.
+    b"SET TRANSACTION PRIORITY": b"SET LOCAL cockroachdb.transaction_priority TO",
+}
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -159,8 +164,9 @@ class Session:
         self._log.to_server[TO_SERVER.get(kind, kind)] += 1
         if kind == "Q":
             self._log.add(self._number, "statement", frame.data[5:-1])
-            if frame.data.startswith(FOREIGN_SETTING, 5):
-                return message("Q", frame.data[5:].replace(FOREIGN_SETTING, KNOWN_SETTING, 1))
+            for foreign, known in SETTINGS.items():
+                if frame.data.startswith(foreign, 5):
+                    return message("Q", frame.data[5:].replace(foreign, known, 1))
         elif kind == "P":
             name, text = frame.data[5:].split(b"\0", 2)[:2]
             self._prepared[name.decode(errors="replace")] = text
@@ -190,8 +196,11 @@ class Session:
 class WireProxy:
     """Accepts clients on a free port of 127.0.0.1 and gives each a session of the server behind.
 
-    `connect_upstream` opens one connection to that server and may raise OSError.
+    `connect_upstream` opens one connection to that server and may raise OSError. A subclass may name another
+    class of sessions, to decide otherwise of what passes.
     """
+
+    session: type[Session] = Session
 
     def __init__(
         self, announcement: Announcement, connect_upstream: Callable[[], Awaitable[Connection]]
@@ -221,7 +230,7 @@ class WireProxy:
         await asyncio.gather(*self._sessions, return_exceptions=True)
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(Session(self, (reader, writer)).run())
+        task = asyncio.ensure_future(self.session(self, (reader, writer)).run())
         self._sessions.add(task)
         task.add_done_callback(self._sessions.discard)
 

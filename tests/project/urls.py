@@ -9,6 +9,7 @@ urlpatterns = [
     path("transfer/<int:amount>/", views.transfer),
     path("read/", views.read),
     path("read-freely/", views.read_freely),
+    path("retried/", views.retried),
     path("conflict/", views.conflict),
     path("broken/", views.broken),
     path("leak/", views.leak),

@@ -60,6 +60,11 @@ def conflict(request):
     return HttpResponse("committed")
 
 
+def retried(request):
+    """Run what a test has put there."""
+    return HttpResponse(interfere())
+
+
 def broken(request):
     """Fail with an error of the application's own."""
     Account.objects.count()

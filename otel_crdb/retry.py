@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transactions that are run again where that is safe: ``run_transaction`` and its kin."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn, TypeVar, overload
+
+from asgiref.sync import sync_to_async
+
+from .attempts import (
+    AmbiguousCommitError,
+    Attempt,
+    Committed,
+    Policy,
+    RetriesExhaustedError,
+    Run,
+    name_of,
+)
+
+__all__ = [
+    "AmbiguousCommitError",
+    "Attempt",
+    "Policy",
+    "RetriesExhaustedError",
+    "arun_transaction",
+    "retry_transaction",
+    "run_transaction",
+]
+
+T = TypeVar("T")
+
+#: How a back-off is slept through.
+sleep = time.sleep
+
+
+def run_transaction(fn: Callable[..., T], /, *args: Any, **options: Any) -> T:
+    """Call ``fn(*args)`` in a transaction of its own, and again where it was refused and that is safe.
+
+    Every attempt is an ``atomic(durable=True)`` block. A refused one is rolled back first, so that nothing
+    is locked while we wait. ``fn`` may run several times: what it does outside the database is repeated
+    with it, so e-mails and the like belong into ``transaction.on_commit``, which runs once, after COMMIT.
+
+    Args:
+        fn: a function; no coroutine function (see :func:`arun_transaction`) and no generator function.
+        *args: its arguments.
+        **options: fields of :class:`Policy`: ``using="default"``, ``max_attempts=5``, ``deadline=30.0`` s,
+            ``idempotent=False``, ``name=None``, ``backoff_base=0.02`` s, ``backoff_cap=2.0`` s,
+            ``retry_priority=None``, ``before_retry=None``.
+
+    Returns:
+        What ``fn`` returned in the attempt that was committed.
+
+    Raises:
+        AmbiguousCommitError: COMMIT was sent, its answer is unknown, and ``idempotent`` is not set.
+        RetriesExhaustedError: every attempt was refused, or the deadline would pass during the next back-off.
+        RuntimeError: an atomic block is open on the connection, or autocommit is off.
+        Exception: whatever else ``fn`` raised; the transaction was rolled back.
+
+    """
+    _refuse_what_cannot_run_twice(fn)
+    with Run(fn, args, Policy(**options)) as run:
+        while True:
+            step = run.attempt()
+            if isinstance(step, Committed):
+                return step.result  # type: ignore[no-any-return]
+            sleep(step)
+
+
+async def arun_transaction(fn: Callable[..., T], /, *args: Any, **options: Any) -> T:
+    """Do as :func:`run_transaction` does, from asynchronous code.
+
+    ``fn`` is a plain function. Each attempt runs in Django's thread for synchronous code, back-off is
+    ``asyncio.sleep``. A caller that is cancelled waits for the running attempt, whose true outcome is
+    recorded, and starts no further one.
+    """
+    _refuse_what_cannot_run_twice(fn)
+    with Run(fn, args, Policy(**options)) as run:
+        while True:
+            step = await _to_its_end(run)
+            if isinstance(step, Committed):
+                return step.result  # type: ignore[no-any-return]
+            await asyncio.sleep(step)
+
+
+async def _to_its_end(run: Run) -> Committed | float:
+    """Run one attempt in the thread for synchronous code; not even a cancellation leaves it behind."""
+    attempt = asyncio.ensure_future(sync_to_async(run.attempt, thread_sensitive=True)())
+    try:
+        return await asyncio.shield(attempt)
+    except asyncio.CancelledError:
+        while not attempt.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({attempt})
+        if not attempt.cancelled():
+            attempt.exception()  # seen: the cancellation is what the caller gets
+        raise
+
+
+@overload
+def retry_transaction(fn: Callable[..., T], /) -> Callable[..., T]: ...
+
+
+@overload
+def retry_transaction(**options: Any) -> RetryDecorator: ...
+
+
+def retry_transaction(fn: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Decorate a function so that each call is a :func:`run_transaction`, with the same options.
+
+    ::
+
+        @retry_transaction
+        def transfer(source, target, amount): ...
+
+        @retry_transaction(max_attempts=10, idempotent=True)
+        def set_limit(account, limit): ...
+    """
+    Policy(**options)
+    decorator = RetryDecorator(options)
+    return decorator if fn is None else decorator(fn)
+
+
+class RetryDecorator:
+    """What ``retry_transaction(…)`` decorates with."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._options = options
+
+    def __call__(self, fn: Callable[..., T]) -> Callable[..., T]:
+        """Return ``fn``, each call of it a transaction that is retried."""
+        _refuse_what_cannot_run_twice(fn)
+        options = {**self._options, "name": self._options.get("name") or name_of(fn)}
+
+        @functools.wraps(fn)
+        def retried(*args: Any, **kwargs: Any) -> T:
+            return run_transaction(functools.partial(fn, *args, **kwargs), **options)
+
+        return retried
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(
+            "retry_transaction is no context manager: the body of a with block cannot be run twice. "
+            "Put it into a function and call run_transaction(function)."
+        )
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing: there was no entering."""
+
+
+def _refuse_what_cannot_run_twice(fn: Callable[..., Any]) -> None:
+    if not callable(fn):
+        raise TypeError(f"run_transaction() takes a function, not {type(fn).__name__}")
+    if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+        raise TypeError(
+            f"{name_of(fn)} is a coroutine function: Django's transactions are synchronous. Make it a plain "
+            "function and await arun_transaction(function)."
+        )
+    if inspect.isgeneratorfunction(fn):
+        raise TypeError(
+            f"{name_of(fn)} is a generator function: its body would run when the transaction is over."
+        )

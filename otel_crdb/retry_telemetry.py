@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told of a transaction that is retried: its span, its events, its log lines, its counts.
+
+One logical transaction is one INTERNAL span around its attempts. A retry is an event of that span, a log
+record and a count, with the same words in all three.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+from . import events, facts, semconv, signals, transactions
+from .hooks import Hook
+from .operations import is_suppressed
+from .state import current_request
+
+if TYPE_CHECKING:
+    from .attempts import Attempt, Run
+
+logger = logging.getLogger("otel_crdb.retry")
+
+
+class LogicalSpan:
+    """The span around all attempts of one logical transaction."""
+
+    def __init__(self, run: Run) -> None:
+        from django.db import connections
+
+        signal = signals.current
+        assert signal is not None  # _begin_run() asked
+        self.run = run
+        known = facts.of_settings(connections[run.policy.using].settings_dict)
+        self.metric = dict(known.metric)
+        self.span = signal.tracer.start_span(
+            f"run_transaction {run.name}",
+            None,
+            SpanKind.INTERNAL,
+            {**known.metric, semconv.TXN_ID: run.id, semconv.TXN_NAME: run.name},
+        )
+        self._token = context_api.attach(trace.set_span_in_context(self.span))
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """End it with the outcome of the whole."""
+        context_api.detach(self._token)
+        run, signal = self.run, signals.current
+        outcome = run.outcome or transactions.ROLLED_BACK
+        if signal is not None and run.begun:
+            name = signal.instruments.bounded_name(run.name)
+            words = {**self.metric, semconv.TXN_NAME: name, semconv.TXN_OUTCOME: outcome}
+            signal.instruments.transaction_attempts.record(run.begun, words)
+        self.span.set_attributes({semconv.TXN_ATTEMPTS: run.begun, semconv.TXN_OUTCOME: outcome})
+        if error is not None and outcome in transactions.FAILED_OUTCOMES:
+            failure = run.attempts[-1].failure if run.attempts else None
+            words_of_error = events.words_of(run.attempts[-1].error if run.attempts else error, failure)
+            self.span.set_attributes(words_of_error.span)
+            self.span.set_status(Status(StatusCode.ERROR))
+        self.span.end()
+
+
+def _begin_run(run: Run) -> LogicalSpan | None:
+    return None if is_suppressed() else LogicalSpan(run)
+
+
+def _tell_retry(run: Run, attempt: Attempt) -> None:
+    failure = attempt.failure
+    logger.warning(
+        "%s: attempt %d of %d was refused (%s, %s); it is run again in %.3f s. txn_id=%s error_code=%s",
+        run.name,
+        attempt.number,
+        run.policy.max_attempts,
+        failure.error_class,
+        failure.retry_reason,
+        attempt.backoff or 0.0,
+        run.id,
+        failure.sqlstate or "",
+    )
+    request = current_request.get()
+    if request is not None:
+        request.retries += 1
+    if is_suppressed():
+        return
+    attributes = {
+        semconv.TXN_ID: run.id,
+        semconv.TXN_NAME: run.name,
+        semconv.TXN_ATTEMPT: attempt.number,
+        semconv.RETRY_BACKOFF: attempt.backoff or 0.0,
+        **events.words_of(attempt.error, failure).span,
+        **events.findings_of(failure),
+    }
+    events.emit(trace.get_current_span(), semconv.RETRY_EVENT, attributes, "The transaction is run again.")
+    signal = signals.current
+    if signal is not None:
+        counted = {
+            **facts.of_settings(_settings_of(run)).metric,
+            semconv.TXN_NAME: signal.instruments.bounded_name(run.name),
+            semconv.ERROR_CLASS: failure.error_class,
+            semconv.RETRY_REASON: failure.retry_reason or "unknown",
+            semconv.RETRY_CAUSE: failure.retry_cause or "unknown",
+        }
+        signal.instruments.retries.add(1, counted)
+
+
+def _settings_of(run: Run) -> dict[str, Any]:
+    from django.db import connections
+
+    return connections[run.policy.using].settings_dict  # type: ignore[no-any-return]
+
+
+def _tell_committed(run: Run) -> None:
+    if run.attempts:
+        logger.info(
+            "%s: committed by attempt %d of %d. txn_id=%s",
+            run.name,
+            run.begun,
+            run.policy.max_attempts,
+            run.id,
+        )
+
+
+def _tell_exhausted(run: Run) -> None:
+    last = run.attempts[-1].failure
+    logger.error(
+        "%s: refused %d times, last for %s (%s); nothing was applied. txn_id=%s error_code=%s",
+        run.name,
+        run.begun,
+        last.retry_reason,
+        last.error_class,
+        run.id,
+        last.sqlstate or "",
+    )
+
+
+def _tell_failed_after_commit(run: Run, error: BaseException) -> None:
+    logger.error(
+        "%s: COMMIT was acknowledged, and then %s was raised (an on_commit hook, or what the database said "
+        "of a schema change): the transaction is committed and is not run again. txn_id=%s",
+        run.name,
+        type(error).__name__,
+        run.id,
+    )
+
+
+RUN = Hook("run_transaction", _begin_run)
+RETRIED = Hook("run_transaction.retried", _tell_retry)
+COMMITTED = Hook("run_transaction.committed", _tell_committed)
+EXHAUSTED = Hook("run_transaction.exhausted", _tell_exhausted)
+AFTER_COMMIT = Hook("run_transaction.failed_after_commit", _tell_failed_after_commit)
+
+retried = RETRIED.start
+committed = COMMITTED.start
+exhausted = EXHAUSTED.start
+failed_after_commit = AFTER_COMMIT.start

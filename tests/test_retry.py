@@ -1,0 +1,628 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``run_transaction``: run again where that is safe, never twice where it is not."""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import logging
+import threading
+import unittest
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    InternalError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
+from django.test import TestCase
+from opentelemetry.trace import StatusCode
+
+import otel_crdb
+from otel_crdb import (
+    AmbiguousCommitError,
+    RetriesExhaustedError,
+    arun_transaction,
+    attempts,
+    retry,
+    retry_transaction,
+    run_transaction,
+)
+
+from .project.models import Account
+from .servers import CuttingProxy, commit_fails_with, conflicting, cut, driver_connect, earn
+
+pytestmark = pytest.mark.usefixtures("accounts")
+
+
+@pytest.fixture(autouse=True)
+def naps(monkeypatch):
+    """The back-offs that were asked for; none of them is slept."""
+    asked = []
+    monkeypatch.setattr(retry, "sleep", asked.append)
+
+    async def nap(seconds):
+        asked.append(seconds)
+
+    monkeypatch.setattr(retry.asyncio, "sleep", nap)
+    return asked
+
+
+def balance(name="a"):
+    return Account.objects.get(email=f"{name}@example.com").balance
+
+
+def tries_of(telemetry, logical):
+    """Return the spans of a logical transaction's attempts."""
+    return [span for span in telemetry.children(logical) if span.name.startswith("transaction ")]
+
+
+def test_returns_what_the_function_returned(telemetry):
+    """A transaction that goes well runs once and hands over what its function returned."""
+    assert run_transaction(lambda a, b: (earn(), a + b)[1], 1, 2) == 3
+    assert balance() == 101
+
+
+def test_refused_commit_is_run_again(telemetry, naps):
+    """A transaction that the database refuses with a real 40001 is run again, and paid once."""
+    assert run_transaction(conflicting(2)) == "paid"
+    assert balance() == 101
+    assert len(naps) == 2
+
+
+def test_works_without_instrument(naps):
+    """Retries need no telemetry: they record what they need by themselves."""
+    try:
+        assert run_transaction(conflicting(1)) == "paid"
+        assert balance() == 101
+        assert len(naps) == 1
+    finally:
+        from otel_crdb import recording, signals
+
+        recording.stop()
+        signals.stop()
+
+
+def test_one_id_over_all_attempts_and_one_story_in_all_signals(telemetry, crdb, caplog):
+    """Spans, events, log lines and counts of a retried transaction tell the same in the same words."""
+    with caplog.at_level(logging.INFO, "otel_crdb"):
+        run_transaction(conflicting(2), name="pay")
+    logical = telemetry.one("run_transaction pay")
+    tries = tries_of(telemetry, logical)
+    assert [span.name for span in tries] == [f"transaction {crdb.database}"] * 3
+    assert [span.attributes["cockroachdb.txn.attempt"] for span in tries] == [1, 2, 3]
+    assert [span.attributes["cockroachdb.txn.outcome"] for span in tries] == [
+        "retryable",
+        "retryable",
+        "committed",
+    ]
+    assert {span.attributes["cockroachdb.txn.id"] for span in [logical, *tries]} == {
+        logical.attributes["cockroachdb.txn.id"]
+    }
+    assert logical.attributes["cockroachdb.txn.attempts"] == 3
+    assert logical.attributes["cockroachdb.txn.outcome"] == "committed"
+    assert logical.status.status_code is StatusCode.UNSET
+    assert [event.name for event in logical.events] == ["cockroachdb.txn.retry"] * 2
+    told = [dict(event.attributes) for event in logical.events]
+    assert [event["cockroachdb.txn.attempt"] for event in told] == [1, 2]
+    assert {event["db.response.status_code"] for event in told} == {"40001"}
+    assert {event["cockroachdb.error.class"] for event in told} == {"retryable"}
+    assert all(0 <= event["cockroachdb.retry.backoff"] <= 0.04 for event in told)
+    records = [record for record in telemetry.log_records if record.event_name == "cockroachdb.txn.retry"]
+    assert [dict(record.attributes) for record in records] == told
+    (counted,) = telemetry.points("cockroachdb.client.txn.retries")
+    assert counted.value == 2
+    assert counted.attributes["cockroachdb.retry.reason"] == told[0]["cockroachdb.retry.reason"]
+    assert counted.attributes["cockroachdb.txn.name"] == "pay"
+    (spread,) = telemetry.points("cockroachdb.client.txn.attempts")
+    assert (spread.count, spread.sum) == (1, 3)
+    assert spread.explicit_bounds == (1, 2, 3, 5, 8, 13, 21)
+    lines = [(record.levelname, record.name) for record in caplog.records if record.name == "otel_crdb.retry"]
+    assert lines == [("WARNING", "otel_crdb.retry")] * 2 + [("INFO", "otel_crdb.retry")]
+
+
+def test_transaction_of_one_attempt_is_counted_too(telemetry):
+    """The share of retried transactions can be told: those of one attempt are in the histogram."""
+    run_transaction(earn)
+    (spread,) = telemetry.points("cockroachdb.client.txn.attempts")
+    assert (spread.count, spread.sum) == (1, 1)
+
+
+def test_exhausted_attempts(telemetry, caplog):
+    """After the last attempt the error has every attempt, is Django's OperationalError, and is one error line."""
+    with pytest.raises(RetriesExhaustedError) as raised:
+        run_transaction(conflicting(9), max_attempts=3, name="pay")
+    error = raised.value
+    assert isinstance(error, OperationalError)
+    assert [attempt.number for attempt in error.attempts] == [1, 2, 3]
+    assert {attempt.failure.sqlstate for attempt in error.attempts} == {"40001"}
+    assert error.attempts[-1].backoff is None
+    assert type(error.__cause__).__name__ == "SerializationFailure"
+    assert balance() == 100
+    logical = telemetry.one("run_transaction pay")
+    assert logical.attributes["cockroachdb.txn.outcome"] == "failed"
+    assert logical.status.status_code is StatusCode.ERROR
+    assert [record.levelname for record in caplog.records if record.name == "otel_crdb.retry"].count(
+        "ERROR"
+    ) == 1
+
+
+def test_backs_off_with_full_jitter_and_never_past_the_deadline(telemetry, naps, monkeypatch):
+    """Back-off is random below a bound that doubles up to the cap; none is begun that the deadline cuts."""
+    now = [0.0]
+    bounds = []
+    monkeypatch.setattr(attempts, "clock", lambda: now[0])
+    monkeypatch.setattr(attempts.random, "uniform", lambda low, high: bounds.append((low, high)) or high)
+    monkeypatch.setattr(retry, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    with pytest.raises(RetriesExhaustedError) as raised:
+        run_transaction(conflicting(99), max_attempts=99, deadline=1.0, backoff_base=0.1, backoff_cap=0.3)
+    assert bounds == [(0, 0.1), (0, 0.2), (0, 0.3), (0, 0.3), (0, 0.3)]
+    assert now[0] == pytest.approx(0.9)
+    assert len(raised.value.attempts) == 5
+
+
+def test_sleeps_after_rollback_with_nothing_locked(telemetry, monkeypatch):
+    """While it waits, the transaction holds no lock: another session takes the row at once."""
+
+    def nap(_):
+        other = driver_connect(connection)
+        other.cursor().execute("SELECT id FROM account WHERE email = 'a@example.com' FOR UPDATE NOWAIT")
+        other.rollback()
+        other.close()
+
+    def locking():
+        list(Account.objects.select_for_update().filter(email="a@example.com"))
+        return pay()
+
+    monkeypatch.setattr(retry, "sleep", nap)
+    pay = conflicting(1)
+    assert run_transaction(locking) == "paid"
+
+
+@pytest.mark.parametrize("error", [IntegrityError, ValueError])
+def test_other_errors_pass_straight_through(telemetry, naps, error):
+    """Constraint violations and the application's own exceptions roll back and are not run again."""
+    calls = []
+
+    def pay():
+        calls.append(1)
+        earn()
+        if error is ValueError:
+            raise ValueError("mine")
+        Account.objects.create(email="b@example.com")
+
+    with pytest.raises(error):
+        run_transaction(pay)
+    assert (len(calls), naps, balance()) == (1, [], 100)
+
+
+def test_old_error_of_the_caller_is_no_reason_to_run_again(telemetry, naps):
+    """A ValueError in a block that runs while an old 40001 is being handled is not retried."""
+    calls = []
+
+    def pay():
+        calls.append(1)
+        earn()
+        raise ValueError("mine")
+
+    try:
+        with transaction.atomic():
+            conflicting(1)()
+    except OperationalError:
+        with pytest.raises(ValueError, match="mine"):
+            run_transaction(pay)
+    assert (len(calls), naps) == (1, [])
+
+
+def test_commit_hook_that_raises_a_40001_of_its_own_pays_once(telemetry, naps):
+    """What comes after an acknowledged COMMIT is never retried: paid once, and told so."""
+
+    def pay():
+        earn()
+        transaction.on_commit(fail)
+
+    def fail():
+        with transaction.atomic():
+            conflicting(1)()
+
+    with pytest.raises(OperationalError):
+        run_transaction(pay, name="pay")
+    assert (balance(), naps) == (101, [])
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "committed"
+
+
+def test_commit_hooks_run_once(telemetry):
+    """Hooks that a refused attempt has registered are gone with it."""
+    ran = []
+    pay = conflicting(2)
+    run_transaction(lambda: (transaction.on_commit(lambda: ran.append(1)), pay()))
+    assert ran == [1]
+
+
+def test_swallowed_error_is_seen_and_run_again(telemetry, naps):
+    """A block that swallowed a 40001 and ended well is a silent abort: run again, money right."""
+    first = itertools.count()
+
+    def pay():
+        list(Account.objects.all())
+        if next(first) == 0:
+            interfere_with_the_row()
+        try:
+            earn()
+        except OperationalError:
+            pass
+        return "paid"
+
+    assert run_transaction(pay) == "paid"
+    assert (balance(), len(naps)) == (102, 1)
+    assert [point.value for point in telemetry.points("cockroachdb.client.txn.silent_aborts")] == [1]
+
+
+def interfere_with_the_row():
+    """Write the row that the block is about to write, in another session."""
+    other = driver_connect(connection)
+    other.cursor().execute("UPDATE account SET balance = balance + 1 WHERE email = 'a@example.com'")
+    other.commit()
+    other.close()
+
+
+def test_swallowed_error_that_no_retry_mends_is_raised(telemetry, naps):
+    """A block that swallowed a constraint violation did not happen, and its caller is told so."""
+
+    def pay():
+        earn()
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO account (email, balance) VALUES ('b@example.com', 1)")
+        except IntegrityError:
+            pass
+
+    with pytest.raises(IntegrityError):
+        run_transaction(pay)
+    assert (balance(), naps) == (100, [])
+
+
+def test_lost_connection_before_commit_is_run_again_on_a_fresh_one(telemetry, naps):
+    """A link that breaks at a statement leaves nothing in doubt: again, on a new connection."""
+    first = itertools.count()
+
+    def pay():
+        earn()
+        if next(first) == 0:
+            cut(connection)
+        earn()
+
+    run_transaction(pay)
+    assert (balance(), len(naps)) == (102, 1)
+
+
+def test_connection_killed_while_idle(telemetry, naps):
+    """A pooled connection that the server closed while idle costs one attempt."""
+    connection.ensure_connection()
+    cut(connection)
+    run_transaction(earn)
+    assert (balance(), len(naps)) == (101, 1)
+
+
+@pytest.fixture
+def other_through(crdb, monkeypatch):
+    """Return what puts a cutting proxy before the alias ``other``."""
+
+    @contextlib.contextmanager
+    def through(mode, **options):
+        wrapper = connections["other"]
+        wrapper.close()
+        with CuttingProxy(crdb, mode, **options) as proxy, monkeypatch.context() as patched:
+            patched.setitem(wrapper.settings_dict, "PORT", proxy.port)
+            patched.setitem(wrapper.settings_dict, "HOST", "127.0.0.1")
+            yield proxy
+            wrapper.close()
+
+    return through
+
+
+@pytest.mark.parametrize("refuse", [False, True], ids=["reconnects", "refused"])
+@pytest.mark.parametrize("mode", ["applied", "not applied"])
+def test_link_cut_at_commit_is_ambiguous_and_never_paid_twice(telemetry, other_through, naps, mode, refuse):
+    """COMMIT without an answer raises AmbiguousCommitError, whatever became of it and of the reconnect."""
+    with other_through(mode, refuse=refuse) as proxy:
+        with pytest.raises(AmbiguousCommitError) as raised:
+            run_transaction(earn, 1, "other", using="other", name="pay")
+        assert proxy.commits == 1
+    assert balance() == (101 if mode == "applied" else 100)
+    assert naps == []
+    assert isinstance(raised.value, OperationalError)
+    assert type(raised.value.__cause__).__module__.startswith("psycopg")
+    logical = telemetry.one("run_transaction pay")
+    assert logical.attributes["cockroachdb.txn.outcome"] == "ambiguous"
+    (tried,) = tries_of(telemetry, logical)
+    assert [event.name for event in tried.events] == ["cockroachdb.txn.ambiguous"]
+
+
+@pytest.mark.parametrize("cuts", [1, 3])
+@pytest.mark.parametrize("mode", ["applied", "not applied"])
+def test_idempotent_transaction_reaches_exactly_one(telemetry, other_through, naps, mode, cuts):
+    """With ``idempotent=True`` an unknown COMMIT is run again, until it is known to be there."""
+
+    def set_balance():
+        Account.objects.using("other").filter(email="a@example.com").update(balance=7)
+
+    with other_through(mode, cuts=cuts) as proxy:
+        run_transaction(set_balance, using="other", idempotent=True)
+        assert proxy.commits == cuts + 1
+    assert (balance(), len(naps)) == (7, cuts)
+
+
+def test_idempotent_transaction_that_never_gets_an_answer_stays_ambiguous(telemetry, other_through):
+    """When all attempts may have been applied, the end of the retries is ambiguous, not refused."""
+    with other_through("applied", cuts=9), pytest.raises(AmbiguousCommitError) as raised:
+        run_transaction(earn, 1, "other", using="other", idempotent=True, max_attempts=3)
+    assert len(raised.value.attempts) == 3
+
+
+def test_commit_answered_by_40003_is_ambiguous(telemetry):
+    """The server's own word for an unknown COMMIT raises AmbiguousCommitError."""
+    with commit_fails_with("40003"), pytest.raises(AmbiguousCommitError):
+        run_transaction(earn)
+
+
+def test_commit_answered_by_40001_is_run_again(telemetry, naps):
+    """A COMMIT that is refused for a serialization failure is repeated until the attempts are over."""
+    with commit_fails_with("40001"), pytest.raises(RetriesExhaustedError):
+        run_transaction(earn)
+    assert (balance(), len(naps)) == (100, 4)
+
+
+def test_committed_with_a_failed_schema_change_is_never_run_again(telemetry, naps):
+    """XXA00 says that the data are committed: not run again, and told as committed."""
+    with commit_fails_with("XXA00"), pytest.raises(InternalError):
+        run_transaction(earn, name="pay")
+    assert naps == []
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "committed"
+
+
+def test_memory_is_tried_twice_at_the_most(telemetry, naps):
+    """Out of memory (53200) is likely to be met again: two attempts."""
+
+    def hungry():
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "DO $$ BEGIN RAISE EXCEPTION 'memory budget exceeded' USING ERRCODE = '53200'; END $$"
+            )
+
+    with pytest.raises(RetriesExhaustedError) as raised:
+        run_transaction(hungry)
+    assert len(raised.value.attempts) == 2
+
+
+def test_refused_within_a_block(telemetry):
+    """Within an atomic block only the whole could be run again: refused, with what to do instead."""
+    with transaction.atomic(), pytest.raises(RuntimeError, match="call run_transaction\\(\\) outside"):
+        run_transaction(earn)
+    transaction.set_autocommit(False)
+    try:
+        with pytest.raises(RuntimeError, match="autocommit off"):
+            run_transaction(earn)
+    finally:
+        transaction.rollback()
+        transaction.set_autocommit(True)
+
+
+def test_let_through_in_a_test_case_for_one_attempt(telemetry, naps):
+    """Django's TestCase wraps everything in blocks of its own: there it runs, once."""
+
+    class Case(TestCase):
+        def test_pay(self):
+            assert run_transaction(earn) == 1
+            assert balance() == 101
+            with pytest.raises(RetriesExhaustedError):
+                run_transaction(conflicting(1))
+
+    result = unittest.TestResult()
+    unittest.TestSuite([Case("test_pay")]).run(result)
+    assert result.wasSuccessful(), result.errors + result.failures
+    assert naps == []
+
+
+def test_decorator_with_and_without_options(telemetry):
+    """The decorator takes options or none, keeps the function's name, and hands arguments through."""
+
+    @retry_transaction
+    def plain(amount, *, twice=False):
+        """Pay."""
+        return earn(amount * (1 + twice))
+
+    @retry_transaction(max_attempts=2, name="named")
+    def named():
+        return earn()
+
+    assert plain(1, twice=True) == 1
+    assert named() == 1
+    assert (plain.__name__, plain.__doc__, balance()) == ("plain", "Pay.", 103)
+    names = [name for name in telemetry.names() if name.startswith("run_transaction")]
+    assert names[0].endswith("test_decorator_with_and_without_options.<locals>.plain")
+    assert names[1] == "run_transaction named"
+
+
+def test_refused_as_a_context_manager():
+    """The body of a with block cannot be run twice, and the message says what to do."""
+    with pytest.raises(TypeError, match="Put it into a function"), retry_transaction():
+        pass
+
+
+async def coroutine():
+    return 1
+
+
+def generator():
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [(coroutine, "arun_transaction"), (generator, "generator function"), (5, "takes a function, not int")],
+)
+def test_what_cannot_be_run_twice_is_refused(fn, message):
+    """Coroutine functions, generator functions and what is no function are refused, with what to do."""
+    with pytest.raises(TypeError, match=message):
+        run_transaction(fn)
+    with pytest.raises(TypeError, match=message):
+        asyncio.run(arun_transaction(fn))
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_attempts": 0}, ValueError),
+        ({"deadline": -1}, ValueError),
+        ({"retry_priority": "x"}, ValueError),
+        ({"retries": 3}, TypeError),
+    ],
+)
+def test_options_that_cannot_be_meant(options, error):
+    """A wrong option is refused before anything runs."""
+    with pytest.raises(error):
+        run_transaction(earn, **options)
+    with pytest.raises(error):
+        retry_transaction(**options)
+
+
+def test_hook_before_each_retry(telemetry):
+    """``before_retry`` sees the attempt that failed, after its rollback and before the next one."""
+    seen = []
+
+    def reset(attempt):
+        assert not connection.in_atomic_block
+        seen.append((attempt.number, attempt.failure.sqlstate))
+
+    run_transaction(conflicting(2), before_retry=reset)
+    assert seen == [(1, "40001"), (2, "40001")]
+
+
+def test_priority_is_raised_on_retries(telemetry, crdb):
+    """``retry_priority`` is the first statement of the second attempt, and of no first one."""
+    run_transaction(conflicting(1), retry_priority="high")
+    (logical,) = [span for span in telemetry.spans if span.name.startswith("run_transaction ")]
+    first, second = tries_of(telemetry, logical)
+    assert next(iter(telemetry.children(first))).name == "SELECT account"
+    raising = next(iter(telemetry.children(second)))
+    assert raising.attributes["db.query.text"] == "SET TRANSACTION PRIORITY HIGH"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interrupt_in_an_attempt(telemetry, naps, error):
+    """What ends the process is never retried: rolled back, spans ended, connection clean."""
+
+    def pay():
+        earn()
+        raise error
+
+    with pytest.raises(error):
+        run_transaction(pay, name="pay")
+    assert (balance(), naps) == (100, [])
+    logical = telemetry.one("run_transaction pay")
+    assert logical.attributes["cockroachdb.txn.outcome"] == "rolled_back"
+    assert connection.get_autocommit()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interrupt_in_a_back_off(telemetry, monkeypatch, error):
+    """An interrupt while it waits ends it there: the span is ended, nothing is run again."""
+
+    def nap(_):
+        raise error
+
+    monkeypatch.setattr(retry, "sleep", nap)
+    with pytest.raises(error):
+        run_transaction(conflicting(1), name="pay")
+    logical = telemetry.one("run_transaction pay")
+    assert logical.attributes["cockroachdb.txn.attempts"] == 1
+    assert balance() == 100
+
+
+def test_request_counts_its_retries(telemetry, monkeypatch):
+    """The retries of a request's transactions are among its totals."""
+    from django.test import Client
+
+    from .project import views
+
+    monkeypatch.setattr(views, "interfere", functools.partial(run_transaction, conflicting(2)))
+    assert Client().get("/retried/").status_code == 200
+    request = telemetry.one("GET retried/")
+    assert request.attributes["cockroachdb.request.retries"] == 2
+    assert request.attributes["cockroachdb.request.transactions"] == 3
+    assert request.status.status_code is StatusCode.UNSET
+
+
+def test_asynchronous_caller(telemetry, naps):
+    """``arun_transaction`` retries from asynchronous code, below the caller's span."""
+
+    async def call():
+        return await arun_transaction(conflicting(2), name="pay")
+
+    assert asyncio.run(call()) == "paid"
+    assert (balance(), len(naps)) == (101, 2)
+    logical = telemetry.one("run_transaction pay")
+    assert len(tries_of(telemetry, logical)) == 3
+
+
+def test_cancelled_caller_waits_for_the_running_attempt(telemetry, naps):
+    """A cancelled caller's running attempt ends, its true outcome is told, and no further one starts."""
+    begun, go_on = threading.Event(), threading.Event()
+    calls = []
+
+    def pay():
+        calls.append(1)
+        begun.set()
+        go_on.wait(10)
+        return earn()
+
+    async def call():
+        task = asyncio.ensure_future(arun_transaction(pay, name="pay"))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        asyncio.get_running_loop().call_soon(go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return await sync_to_async(balance)()
+
+    assert asyncio.run(call()) == 101
+    assert calls == [1]
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "committed"
+
+
+def test_cancelled_caller_starts_no_further_attempt(telemetry, naps):
+    """A caller cancelled during an attempt that is refused does not try again."""
+    begun, go_on = threading.Event(), threading.Event()
+    calls = []
+    inner = conflicting(9)
+
+    def pay():
+        calls.append(1)
+        begun.set()
+        go_on.wait(10)
+        return inner()
+
+    async def call():
+        task = asyncio.ensure_future(arun_transaction(pay, name="pay"))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(call())
+    assert calls == [1]
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "retryable"
+
+
+def test_errors_are_what_django_code_catches():
+    """Both errors of the retries are caught by ``except OperationalError`` and ``except DatabaseError``."""
+    assert issubclass(AmbiguousCommitError, DatabaseError)
+    assert issubclass(RetriesExhaustedError, DatabaseError)
+    assert otel_crdb.run_transaction is run_transaction
