@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from django.db import DEFAULT_DB_ALIAS, OperationalError, connections, transaction
+from django.db import connections, transaction
 
 from . import errors, recording, retry_telemetry, transactions
+from .policy import AmbiguousCommitError, Attempt, Policy, RetriesExhaustedError
 from .state import LogicalTransaction, Phase, new_transaction_id, record_of
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
     from .errors import Classification
 
-Priority = Literal["low", "normal", "high"]
-
 #: Seconds; the deadline is measured by it.
 clock = time.monotonic
 
@@ -38,73 +37,6 @@ clock = time.monotonic
 SLOW_REASONS = {"range_unavailable": 25, "node_connection": 5, "too_many_connections": 5}
 #: Reasons that a repetition is likely to meet again: so many attempts at the most.
 ATTEMPT_LIMITS = {"memory": 2}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    """How a transaction is retried."""
-
-    #: The alias of the connection.
-    using: str = DEFAULT_DB_ALIAS
-    #: How often it is run at the most, the first time included.
-    max_attempts: int = 5
-    #: Seconds from the first attempt's begin after which no further one begins.
-    deadline: float = 30.0
-    #: Whether running it twice is as good as once, so that it may be repeated after an unknown COMMIT.
-    idempotent: bool = False
-    #: What it is called in telemetry; the function's qualified name by default.
-    name: str | None = None
-    #: Seconds: the first back-off is a random time up to this one, each further one up to twice the last.
-    backoff_base: float = 0.02
-    #: Seconds: no back-off is longer.
-    backoff_cap: float = 2.0
-    #: Priority of the second attempt and of those after it, by ``SET TRANSACTION PRIORITY`` (CockroachDB).
-    retry_priority: Priority | None = None
-    #: Called before each further attempt with the one that failed, to reset what that has changed in memory.
-    before_retry: Callable[[Attempt], None] | None = None
-
-    def __post_init__(self) -> None:
-        """Raise :class:`ValueError` where a value cannot be meant."""
-        if self.max_attempts < 1:
-            raise ValueError(f"max_attempts is at least 1, not {self.max_attempts}")
-        if min(self.deadline, self.backoff_base, self.backoff_cap) < 0:
-            raise ValueError("deadline, backoff_base and backoff_cap are seconds, at least 0")
-        if self.retry_priority not in (None, "low", "normal", "high"):
-            raise ValueError(f"retry_priority is 'low', 'normal' or 'high', not {self.retry_priority!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """An attempt that failed."""
-
-    #: From 1.
-    number: int
-    #: One of the five words of ``cockroachdb.txn.outcome``.
-    outcome: str
-    error: BaseException
-    failure: Classification
-    #: Seconds that were waited after it; None after the last.
-    backoff: float | None
-
-
-class AmbiguousCommitError(OperationalError):  # type: ignore[misc]
-    """COMMIT was sent and its answer is not known: the transaction may or may not have been applied.
-
-    ``__cause__`` is the driver's error; ``attempts`` are those that failed, the ambiguous one the last.
-    Find out by reading whether it was applied before running it again.
-    """
-
-    def __init__(self, message: str, attempts: tuple[Attempt, ...]) -> None:
-        super().__init__(message)
-        self.attempts = attempts
-
-
-class RetriesExhaustedError(OperationalError):  # type: ignore[misc]
-    """The transaction was rolled back as often as it was run. ``__cause__`` is the last driver's error."""
-
-    def __init__(self, message: str, attempts: tuple[Attempt, ...]) -> None:
-        super().__init__(message)
-        self.attempts = attempts
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,8 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from asgiref.sync import sync_to_async
 
-from .attempts import (
-    AmbiguousCommitError,
-    Attempt,
-    Committed,
-    Policy,
-    RetriesExhaustedError,
-    Run,
-    name_of,
-)
+from .attempts import Committed, Run, name_of
+from .policy import AmbiguousCommitError, Attempt, Policy, RetriesExhaustedError
 
 __all__ = [
     "AmbiguousCommitError",

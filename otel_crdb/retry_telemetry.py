@@ -8,7 +8,7 @@ record and a count, with the same words in all three.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
@@ -20,9 +20,23 @@ from .operations import is_suppressed
 from .state import current_request
 
 if TYPE_CHECKING:
-    from .attempts import Attempt, Run
+    from .policy import Attempt, Policy
 
 logger = logging.getLogger("otel_crdb.retry")
+
+
+class Run(Protocol):
+    """What is told of: one logical transaction."""
+
+    id: str
+    name: str
+    policy: Policy
+    #: Attempts begun.
+    begun: int
+    #: Those that failed.
+    attempts: list[Attempt]
+    #: The last attempt's, or the whole's once it is over.
+    outcome: str | None
 
 
 class LogicalSpan:
