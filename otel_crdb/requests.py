@@ -80,7 +80,7 @@ class _Exchange:
         self.span: Span | None = request.META.get(contrib._environ_span_key)
         self._context = context_api.get_current()
         self._outer_record = current_request.get()
-        self.record = RequestRecord()
+        self.record = RequestRecord(request)
         current_request.set(self.record)
         if self.span is not None:
             REQUEST_ATTRIBUTES.start(self.span, request, host)

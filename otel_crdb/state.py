@@ -124,6 +124,8 @@ class ConnectionRecord:
 class RequestRecord:
     """The totals of one request."""
 
+    #: Django's request: its route is known once it has been resolved.
+    request: Any
     transactions: int = 0
     statements: int = 0
     retries: int = 0
@@ -131,6 +133,12 @@ class RequestRecord:
     database_time: int = 0
     #: What nobody handled, before Django makes a 500 of it.
     exception: BaseException | None = None
+
+    @property
+    def route(self) -> str:
+        """The route that the request was resolved to, empty where none was."""
+        match = getattr(self.request, "resolver_match", None)
+        return getattr(match, "route", None) or ""
 
 
 current_request: ContextVar[RequestRecord | None] = ContextVar("otel_crdb_request", default=None)

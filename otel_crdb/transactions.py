@@ -121,7 +121,12 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
     if outcome in FAILED_OUTCOMES or transaction.silent_abort:
         words.update(_failure_words(transaction, failure))
         span.set_status(Status(StatusCode.ERROR))
-    signal.instruments.transaction_duration.record(taken / 1e9, {**known.metric, **words})
+    request = current_request.get()
+    measured = {**known.metric, **words}
+    name = transaction.name or (request.route if request is not None else "")
+    if name:
+        measured[semconv.TXN_NAME] = signal.instruments.bounded_name(name)
+    signal.instruments.transaction_duration.record(taken / 1e9, measured)
     span.set_attributes(
         {
             **words,
@@ -139,7 +144,6 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
         signal.instruments.silent_aborts.add(1, known.metric)
     elif outcome == AMBIGUOUS:
         events.transaction_event(span, semconv.AMBIGUOUS_EVENT, transaction, known.namespace)
-    request = current_request.get()
     if request is not None:
         request.transactions += 1
 

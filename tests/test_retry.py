@@ -119,6 +119,8 @@ def test_one_id_over_all_attempts_and_one_story_in_all_signals(telemetry, crdb, 
     assert counted.value == 2
     assert counted.attributes["cockroachdb.retry.reason"] == told[0]["cockroachdb.retry.reason"]
     assert counted.attributes["cockroachdb.txn.name"] == "pay"
+    durations = telemetry.points("cockroachdb.client.txn.duration")
+    assert {point.attributes["cockroachdb.txn.name"] for point in durations} == {"pay"}
     (spread,) = telemetry.points("cockroachdb.client.txn.attempts")
     assert (spread.count, spread.sum) == (1, 3)
     assert spread.explicit_bounds == (1, 2, 3, 5, 8, 13, 21)

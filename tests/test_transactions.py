@@ -428,6 +428,8 @@ def test_atomic_requests(telemetry, monkeypatch):
     assert client.get("/nothing/").content == b"nothing"
     assert transactions_of(telemetry) == [("committed", ["SELECT account", "COMMIT"])]
     (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    (point,) = telemetry.points("cockroachdb.client.txn.duration")
+    assert point.attributes["cockroachdb.txn.name"] == "read/"
     request = telemetry.one("GET read/")
     assert span.parent.span_id == request.context.span_id
     assert (
