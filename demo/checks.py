@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from . import figures
-from .traffic import FEWEST_REFUSED, FEWEST_ROUNDS, INSUFFICIENT, MADE, REFUSED
+from . import figures, retry_checks
+from .run import Check
+from .traffic import FEWEST_REFUSED, FEWEST_ROUNDS, INSUFFICIENT, MADE, REFUSED, SERIALIZATION_FAILURE
 
 if TYPE_CHECKING:
-    from .telemetry import Telemetry
-    from .traffic import Tally
+    from .run import Run
 
-ERRORS, DURATION = "cockroachdb.client.errors", "db.client.operation.duration"
 EXPECTED = {
     ("GET", "/health/", 200),
     ("GET", "/accounts/", 200),
@@ -24,26 +22,6 @@ EXPECTED = {
 }
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that has to be true, with the figures that show it, and where to look if it is not."""
-
-    passed: bool
-    title: str
-    figures: str
-    hint: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run left: what clients saw, the accounts before and after, what the receiver decoded."""
-
-    tally: Tally
-    before: list[dict[str, Any]]
-    after: list[dict[str, Any]]
-    telemetry: Telemetry
-
-
 def check(run: Run) -> list[Check]:
     """Check everything that the report shows."""
     return [
@@ -51,9 +29,12 @@ def check(run: Run) -> list[Check]:
         money(run),
         processes(run),
         requests(run),
-        refusals_on_spans(run),
-        refusals_elsewhere(run),
-        outcomes(run),
+        retry_checks.outcomes(run),
+        retry_checks.committed_after_retries(run),
+        retry_checks.refusals(run),
+        retry_checks.retries(run),
+        retry_checks.attempts(run),
+        retry_checks.serialization_failures(run),
     ]
 
 
@@ -70,6 +51,7 @@ def answers(run: Run) -> Check:
         not odd
         and not tally.failures
         and refused >= FEWEST_REFUSED
+        and {sqlstate for sqlstate, _ in tally.refusals} == {SERIALIZATION_FAILURE}
         and tally.transfers >= FEWEST_ROUNDS
         and tally.count(MADE) > 0,
         "Every transfer was made or refused clearly",
@@ -126,59 +108,6 @@ def requests(run: Run) -> Check:
         told,
         "Spans get lost where they are sampled (OTEL_TRACES_SAMPLER), where a queue is too short "
         "(OTEL_BSP_MAX_QUEUE_SIZE), or where a worker was killed before it could send them.",
-    )
-
-
-def refusals_on_spans(run: Run) -> Check:
-    """Refused requests and refused operations are the same traces, one to one."""
-    telemetry, refused = run.telemetry, run.tally.count(REFUSED)
-    operations = figures.refused_operations(telemetry)
-    of_requests = {
-        span.trace_id
-        for span in telemetry.spans
-        if span.kind == "SERVER" and span.attributes.get(figures.STATUS) == REFUSED
-    }
-    of_operations = {span.trace_id for span in operations}
-    at_commit = sum(span.name == "COMMIT" for span in operations)
-    return Check(
-        len(operations) == refused and of_operations == of_requests,
-        "Every 409 has its 40001 in the same trace",
-        f"{refused} answers, {len(operations)} refused operations ({at_commit} of them COMMIT) in "
-        f"{len(of_operations & of_requests)} traces",
-        "An operation refused twice in one request, or a refusal without a span, makes the difference.",
-    )
-
-
-def refusals_elsewhere(run: Run) -> Check:
-    """Metrics and logs tell of as many 40001s as the spans do."""
-    telemetry, refused = run.telemetry, run.tally.count(REFUSED)
-    found = {
-        ERRORS: figures.refusals_on_metric(telemetry, ERRORS),
-        DURATION: figures.refusals_on_metric(telemetry, DURATION),
-        "log records": figures.refusals_in_logs(telemetry),
-    }
-    return Check(
-        refused > 0 and set(found.values()) == {refused},
-        "Metrics and logs count the same 40001s",
-        ", ".join(f"{name} {count}" for name, count in found.items()),
-        "Metrics leave last: a worker that was killed, or OTEL_METRICS_EXPORTER=none, takes them away.",
-    )
-
-
-def outcomes(run: Run) -> Check:
-    """Every transfer has one transaction with the outcome that its answer says."""
-    rows = {row.name: row.count for row in figures.transaction_rows(run.telemetry)}
-    tally = run.tally
-    due = {
-        "committed": tally.count(MADE),
-        "retryable": tally.count(REFUSED),
-        "rolled_back": tally.count(INSUFFICIENT),
-    }
-    return Check(
-        rows == {outcome: count for outcome, count in due.items() if count},
-        "Every transfer is one transaction with its outcome",
-        ", ".join(f"{count} {outcome}" for outcome, count in sorted(rows.items())) or "none seen",
-        "By the answers it has to be " + ", ".join(f"{count} {name}" for name, count in due.items()) + ".",
     )
 
 

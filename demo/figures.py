@@ -7,24 +7,28 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .traffic import SERIALIZATION_FAILURE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .telemetry import Span, Telemetry
 
-SERIALIZATION_FAILURE = "40001"
 SQLSTATE = "db.response.status_code"
-OUTCOME = "cockroachdb.txn.outcome"
 STATUS = "http.response.status_code"
-ERROR_EVENT = "db.client.operation.exception"
+TXN_ID, OUTCOME = "cockroachdb.txn.id", "cockroachdb.txn.outcome"
+ATTEMPTS, ATTEMPT = "cockroachdb.txn.attempts", "cockroachdb.txn.attempt"
+REQUEST_RETRIES = "cockroachdb.request.retries"
+ERROR_EVENT, RETRY_EVENT = "db.client.operation.exception", "cockroachdb.txn.retry"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Spans of one sort: how many, how many met a 40001, how long they took (seconds)."""
+    """Spans of one sort: how many, their retries, how many met a 40001, how long they took (seconds)."""
 
     name: str
     count: int
+    retries: int
     refused: int
     p50: float
     p95: float
@@ -40,6 +44,34 @@ def refused_operations(telemetry: Telemetry) -> list[Span]:
     return [span for span in telemetry.spans if is_refusal(span)]
 
 
+def requests(telemetry: Telemetry) -> list[Span]:
+    """Return the requests' spans."""
+    return [span for span in telemetry.spans if span.kind == "SERVER"]
+
+
+def logical(telemetry: Telemetry) -> list[Span]:
+    """Return the spans of logical transactions, each around all its attempts."""
+    return [span for span in telemetry.spans if ATTEMPTS in span.attributes]
+
+
+def attempts(telemetry: Telemetry) -> list[Span]:
+    """Return the transactions' spans: one an attempt."""
+    return [span for span in telemetry.spans if ATTEMPT in span.attributes]
+
+
+def committed_after_retries(telemetry: Telemetry) -> list[Span]:
+    """Return the spans of logical transactions that were refused, run again and committed."""
+    return [
+        span for span in logical(telemetry) if retries_of(span) and span.attributes[OUTCOME] == "committed"
+    ]
+
+
+def retries_of(span: Span) -> int:
+    """Count the retries that a span tells of: a request's by their total, a transaction's by their events."""
+    events = sum(event.name == RETRY_EVENT for event in span.events)
+    return int(span.attributes.get(REQUEST_RETRIES, events))
+
+
 def requests_seen(telemetry: Telemetry) -> Counter[tuple[str, str, int]]:
     """Count the SERVER spans by method, path and status."""
     return Counter(
@@ -48,8 +80,7 @@ def requests_seen(telemetry: Telemetry) -> Counter[tuple[str, str, int]]:
             str(span.attributes.get("url.path")),
             int(span.attributes.get(STATUS, 0)),
         )
-        for span in telemetry.spans
-        if span.kind == "SERVER"
+        for span in requests(telemetry)
     )
 
 
@@ -76,26 +107,26 @@ def refusals_in_logs(telemetry: Telemetry) -> int:
 
 def request_rows(telemetry: Telemetry) -> list[Row]:
     """Sum up the requests by name and answer."""
-    return _rows(
-        (f"{span.name}  {span.attributes.get(STATUS)}", span)
-        for span in telemetry.spans
-        if span.kind == "SERVER"
+    return _rows((f"{span.name}  {span.attributes.get(STATUS)}", span) for span in requests(telemetry))
+
+
+def logical_rows(telemetry: Telemetry) -> list[Row]:
+    """Sum up the logical transactions by outcome and attempts."""
+    rows = _rows(
+        (f"{span.attributes[OUTCOME]}, {times(span.attributes[ATTEMPTS], 'attempt')}", span)
+        for span in logical(telemetry)
     )
+    return sorted(rows, key=lambda row: row.name)
 
 
-def transaction_rows(telemetry: Telemetry) -> list[Row]:
-    """Sum up the transactions by outcome."""
-    return _rows((str(span.attributes[OUTCOME]), span) for span in transactions(telemetry))
+def attempt_rows(telemetry: Telemetry) -> list[Row]:
+    """Sum up the attempts by outcome."""
+    return _rows((str(span.attributes[OUTCOME]), span) for span in attempts(telemetry))
 
 
 def operation_rows(telemetry: Telemetry) -> list[Row]:
     """Sum up what was sent to the database by name."""
     return _rows((span.name, span) for span in telemetry.spans if span.kind == "CLIENT")
-
-
-def transactions(telemetry: Telemetry) -> list[Span]:
-    """Return the transactions' spans."""
-    return [span for span in telemetry.spans if OUTCOME in span.attributes]
 
 
 def _rows(named: Iterable[tuple[str, Span]]) -> list[Row]:
@@ -106,6 +137,7 @@ def _rows(named: Iterable[tuple[str, Span]]) -> list[Row]:
         Row(
             name,
             len(spans),
+            sum(map(retries_of, spans)),
             sum(span.attributes.get(SQLSTATE) == SERIALIZATION_FAILURE for span in spans),
             percentile([span.seconds for span in spans], 50),
             percentile([span.seconds for span in spans], 95),
@@ -121,17 +153,11 @@ def percentile(values: list[float], percent: int) -> float:
     return ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
 
-def refused_trace(telemetry: Telemetry) -> list[Span]:
-    """Return the trace of one refused transfer, by start: one refused at COMMIT where there is one."""
-    refused = {span.trace_id: span.name == "COMMIT" for span in refused_operations(telemetry)}
-    traces = telemetry.traces()
-    whole = [trace for trace in refused if any(span.kind == "SERVER" for span in traces[trace])]
-    if not whole:
-        return []
-    # Requests that had to connect first are rare, and not what this is about.
-    chosen = max(whole, key=lambda trace: (refused[trace], not _connects(traces[trace])))
-    return traces[chosen]
+def has_request(trace: list[Span]) -> bool:
+    """Whether the request's own span has come."""
+    return any(span.kind == "SERVER" for span in trace)
 
 
-def _connects(trace: list[Span]) -> bool:
-    return any(span.name.startswith("connect") for span in trace)
+def times(count: int, word: str) -> str:
+    """Write a number with its word."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from . import figures, trace_view
+from . import figures, trace_choice, trace_view
+from .traffic import CLIENTS, CROWDED_EVERY, IMPATIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from .checks import Check, Run
     from .forwarder import Forwarder
     from .receiver import Receiver
+    from .run import Check, Run
+    from .telemetry import Span
 
 WIDEST = 110
 LOG_LINES = 25
@@ -107,10 +109,8 @@ class Screen:
         """Show everything."""
         self._section("What ran", _what_ran(facts, len(run.telemetry.processes())))
         self._section("What was seen, decoded from OTLP", _summary(run))
-        trace = figures.refused_trace(run.telemetry)
-        if trace:
-            tree = trace_view.render(trace, self._console.width)
-            self._section(f"One refused transfer, trace {trace[0].trace_id}", tree)
+        self._trace("Refused, run again, made", trace_choice.retried(run.telemetry))
+        self._trace("Refused", trace_choice.refused(run.telemetry))
         self._section("Checked against what the clients saw", _checked(checks))
         self._section("Where to look next", _next(facts))
         self._say()
@@ -119,6 +119,12 @@ class Screen:
             self._say(FAILED, f"{missing} of {len(checks)} checks failed, after {facts.seconds:.1f} s.")
         else:
             self._say(PASSED, f"All {len(checks)} checks passed, in {facts.seconds:.1f} s.")
+
+    def _trace(self, title: str, trace: list[Span]) -> None:
+        if trace:
+            attempts = figures.times(trace_choice.attempts_of(trace), "attempt")
+            tree = trace_view.render(trace, self._console.width)
+            self._section(f"{title}: a transfer of {attempts}, trace {trace[0].trace_id}", tree)
 
     def _section(self, title: str, content: RenderableType) -> None:
         self._say()
@@ -146,6 +152,8 @@ def _what_ran(facts: Facts, processes: int) -> Table:
         "Server": facts.server,
         "Bank": f"Django {versions['django']}, django-cockroachdb {version('django-cockroachdb')}, "
         f"{versions['driver']}; gunicorn {version('gunicorn')} on Python {platform.python_version()}",
+        "Traffic": f"{CLIENTS} customers, one round in {CROWDED_EVERY} all at the same two accounts; a "
+        f"refused transfer is run again, but {IMPATIENT} of the customers ask for a single attempt",
         "Telemetry": f"otel_crdb {version('otel-crdb')} on OpenTelemetry SDK {version('opentelemetry-sdk')}, "
         "by OTLP over HTTP",
         "Received": f"{_counted(receiver)} from {processes} processes, in "
@@ -177,12 +185,13 @@ def _handed_on(forwarder: Forwarder) -> str:
 def _summary(run: Run) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
     table.add_column("", no_wrap=True, min_width=34)
-    for name in ("spans", "40001", "p50", "p95"):
+    for name in ("spans", "retries", "40001", "p50", "p95"):
         table.add_column(name, justify="right", no_wrap=True)
     telemetry = run.telemetry
     for title, rows in (
         ("Requests, by answer", figures.request_rows(telemetry)),
-        ("Transactions, by outcome", figures.transaction_rows(telemetry)),
+        ("Logical transactions, by outcome", figures.logical_rows(telemetry)),
+        ("Their attempts, by outcome", figures.attempt_rows(telemetry)),
         ("Database, by operation", figures.operation_rows(telemetry)),
     ):
         table.add_row(Text(title, style="bold"), f"{sum(row.count for row in rows):,}", style="bold")
@@ -190,6 +199,7 @@ def _summary(run: Run) -> Table:
             table.add_row(
                 f"  {row.name}",
                 f"{row.count:,}",
+                Text(str(row.retries) if row.retries else "", style="yellow"),
                 Text(str(row.refused) if row.refused else "", style="red"),
                 trace_view.duration(row.p50),
                 trace_view.duration(row.p95),

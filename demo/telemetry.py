@@ -50,12 +50,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Point:
-    """A data point of a sum (its value) or a histogram (its count), as it last stood."""
+    """A data point, as it last stood.
+
+    `value` is a sum's value or a histogram's count, `total` what a histogram's values add up to.
+    """
 
     process: str
     metric: str
     attributes: dict[str, Any]
     value: float
+    total: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -173,14 +177,14 @@ def _points(request: Any) -> Iterator[tuple[tuple[Any, ...], Point]]:
                     key = (process, scope.scope.name, metric.name, repr(sorted(attributes.items())))
                     if getattr(data, "aggregation_temporality", CUMULATIVE) != CUMULATIVE:
                         key += (point.start_time_unix_nano, point.time_unix_nano)
-                    yield key, Point(process, metric.name, attributes, _number(point))
+                    yield key, Point(process, metric.name, attributes, *_numbers(point))
 
 
-def _number(point: Any) -> float:
+def _numbers(point: Any) -> tuple[float, ...]:
     names = point.DESCRIPTOR.fields_by_name
     if "count" in names:
-        return point.count
-    return getattr(point, point.WhichOneof("value") or "as_int")
+        return point.count, point.sum
+    return (getattr(point, point.WhichOneof("value") or "as_int"),)
 
 
 def _logs(request: Any) -> Iterator[LogRecord]:

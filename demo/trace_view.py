@@ -12,7 +12,7 @@ from rich.text import Text
 from . import figures
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .telemetry import Event, Span
 
@@ -23,6 +23,8 @@ TOLD = (
     "cockroachdb.request.statements",
     "cockroachdb.request.retries",
     "cockroachdb.request.db_time",
+    "cockroachdb.txn.attempts",
+    "cockroachdb.txn.attempt",
     "cockroachdb.txn.outcome",
     "cockroachdb.txn.statements",
     "cockroachdb.txn.idle_time",
@@ -31,6 +33,15 @@ TOLD = (
     "cockroachdb.retry.reason",
     "cockroachdb.node.id",
 )
+#: The same of a retry, under its event.
+TOLD_OF_RETRY = (
+    "cockroachdb.txn.attempt",
+    "db.response.status_code",
+    "cockroachdb.retry.reason",
+    "cockroachdb.retry.cause",
+    "cockroachdb.retry.backoff",
+)
+TIMES = ("_time", ".backoff")
 #: Said once, where it happened, and not again on each span around it.
 ONLY_ON_REFUSED = frozenset({"db.response.status_code", "cockroachdb.error.class", "cockroachdb.node.id"})
 
@@ -93,16 +104,19 @@ class _Canvas:
             yield from self._event(below, event)
 
     def _event(self, guide: str, event: Event) -> Iterator[Text]:
-        """Write an event's name, and its message beside it or below."""
-        line = Text().append(f"{guide}• ", style="dim").append(event.name)
+        """Write an event's name, its message beside it or below, and what else it tells."""
+        is_retry = event.name == figures.RETRY_EVENT
+        line = Text().append(f"{guide}• ", style="dim").append(event.name, "yellow" if is_retry else "")
         message = Text(str(event.attributes.get("exception.message", "")).partition("\n")[0], style="red")
         if line.cell_len + message.cell_len + 2 <= self._width:
-            yield line.append("  ").append_text(message)
-            return
-        yield line
-        below = Text().append(f"{guide}  ", style="dim").append_text(message)
-        below.truncate(self._width, overflow="ellipsis")
-        yield below
+            yield line.append("  " if message else "").append_text(message)
+        else:
+            yield line
+            below = Text().append(f"{guide}  ", style="dim").append_text(message)
+            below.truncate(self._width, overflow="ellipsis")
+            yield below
+        if is_retry:
+            yield from self._told(f"{guide}  ", _picked(TOLD_OF_RETRY, event.attributes))
 
     def _bar(self, span: Span) -> str:
         """Draw where in the trace the span was, in eighths of a cell."""
@@ -128,12 +142,12 @@ class _Canvas:
 def _attributes(span: Span) -> dict[str, str]:
     """Pick what a span says that is worth a line."""
     refused = figures.is_refusal(span)
-    return {
-        name: _written(name, span.attributes[name])
-        for name in TOLD
-        if name in span.attributes and (refused or name not in ONLY_ON_REFUSED)
-    }
+    return _picked((name for name in TOLD if refused or name not in ONLY_ON_REFUSED), span.attributes)
+
+
+def _picked(names: Iterable[str], attributes: dict[str, Any]) -> dict[str, str]:
+    return {name: _written(name, attributes[name]) for name in names if name in attributes}
 
 
 def _written(name: str, value: Any) -> str:
-    return duration(value) if name.endswith("_time") else str(value)
+    return duration(value) if name.endswith(TIMES) else str(value)

@@ -20,6 +20,11 @@ MOST_ROUNDS = 150
 MOST_SECONDS = 45.0
 FEWEST_REFUSED = 5
 MADE, REFUSED, INSUFFICIENT = 201, 409, 422
+SERIALIZATION_FAILURE = "40001"
+#: In one of so many rounds all clients want the same two accounts.
+CROWDED_EVERY = 4
+#: So many of the clients ask for a single attempt: of theirs, some are refused in every run.
+IMPATIENT = 2
 
 
 @dataclass(frozen=True)
@@ -32,18 +37,24 @@ class Answer:
 
 @dataclass(frozen=True)
 class Order:
-    """A transfer somebody wants made."""
+    """A transfer somebody wants made, in so many attempts at the most; None: as many as the bank likes."""
 
     sender: str
     recipient: str
     amount: int
+    attempts: int | None
 
 
 @dataclass
 class Tally:
-    """What all clients saw. `answers` counts by method, path and status; `moved` is by account, in cents."""
+    """What all clients saw.
+
+    `answers` counts by method, path and status, `refusals` by the SQLSTATE and the attempts that they name;
+    `moved` is by account, in cents.
+    """
 
     answers: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    refusals: Counter[tuple[str, int]] = field(default_factory=Counter)
     moved: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -72,11 +83,16 @@ class Client:
     def transfer(self, order: Order, timeout: float = 20.0) -> Answer:
         """Order a transfer, and keep account of what was moved."""
         fields = {"from": order.sender, "to": order.recipient, "amount": order.amount}
+        if order.attempts is not None:
+            fields["attempts"] = order.attempts
         answer = self._send("POST", "/transfer/", json.dumps(fields), timeout)
         if answer.status == MADE:
             with self._tally.lock:
                 self._tally.moved[order.sender] -= order.amount
                 self._tally.moved[order.recipient] += order.amount
+        if answer.status == REFUSED:
+            with self._tally.lock:
+                self._tally.refusals[answer.body["sqlstate"], answer.body["attempts"]] += 1
         return answer
 
     def _send(self, method: str, path: str, body: str | None, timeout: float) -> Answer:
@@ -98,7 +114,8 @@ class Rush:
     """Clients that meet before every round and send their orders at the same moment.
 
     Every fourth round they all want the same two accounts: of transactions that overlap there, a
-    serializable database lets one through and refuses the others.
+    serializable database lets one through and refuses the others. The last clients are impatient: they ask
+    for a single attempt.
     """
 
     def __init__(
@@ -133,9 +150,12 @@ class Rush:
     def _begin_round(self) -> None:
         """Decide, while all clients wait, whether there is another round."""
         self._round += 1
-        enough = self._tally.count(REFUSED) >= FEWEST_REFUSED and self._seen_enough()
         late = self._round >= MOST_ROUNDS or time.monotonic() > self._until
-        self._over = late or (self._round >= FEWEST_ROUNDS and enough)
+        self._over = late or (
+            self._round >= FEWEST_ROUNDS
+            and self._tally.count(REFUSED) >= FEWEST_REFUSED
+            and self._seen_enough()
+        )
 
     def _customer(self, number: int) -> None:
         try:
@@ -151,8 +171,9 @@ class Rush:
 
 def order_of(customer: int, round_: int, accounts: list[str]) -> Order:
     """Say what a customer wants in a round. `accounts` holds two for each customer."""
-    crowded = round_ % 4 == 3
+    crowded = round_ % CROWDED_EVERY == CROWDED_EVERY - 1
     pair = accounts[:2] if crowded else accounts[2 * customer : 2 * customer + 2]
     sender, recipient = pair if (round_ + customer) % 2 else reversed(pair)
     dreaming = round_ % 8 == 5 and customer == 0
-    return Order(sender, recipient, 10**12 if dreaming else 100 + customer)
+    impatient = customer >= CLIENTS - IMPATIENT
+    return Order(sender, recipient, 10**12 if dreaming else 100 + customer, 1 if impatient else None)

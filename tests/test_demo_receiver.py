@@ -83,7 +83,7 @@ def test_spans_of_the_sdk_are_decoded_whole(receiver, send_spans, compression):
 
 
 def test_metrics_of_the_sdk_stand_at_their_last_point(receiver):
-    """Of a cumulative series that was sent twice the last value counts, and a histogram's is its count."""
+    """Of a cumulative series that was sent twice the last value counts, and a histogram's is its count, beside its sum."""
     reader = PeriodicExportingMetricReader(
         OTLPMetricExporter(f"{receiver.endpoint}/v1/metrics"), export_interval_millis=float("inf")
     )
@@ -96,8 +96,11 @@ def test_metrics_of_the_sdk_stand_at_their_last_point(receiver):
         provider.force_flush()
     provider.shutdown()
 
-    told = {(point.metric, point.attributes.get("code")): point.value for point in receiver.telemetry.points}
-    assert told == {("errors", "40001"): 2, ("errors", "23505"): 1, ("durations", None): 3}
+    told = {
+        (point.metric, point.attributes.get("code")): (point.value, point.total)
+        for point in receiver.telemetry.points
+    }
+    assert told == {("errors", "40001"): (2, 0), ("errors", "23505"): (1, 0), ("durations", None): (3, 0.75)}
     assert receiver.requests["metrics"] >= 3
 
 

@@ -4,38 +4,46 @@
 import json
 
 import django
-from django.db import OperationalError, connection
+from django.db import connection
 from django.db.models import Sum
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
 
+from otel_crdb import AmbiguousCommitError, RetriesExhaustedError
+
+from . import transfers
 from .forms import TransferForm
 from .models import Account
-from .transfers import InsufficientFunds, move
-
-SERIALIZATION_FAILURE = "40001"
 
 
 @csrf_exempt
 @require_POST
 def transfer(request: HttpRequest) -> JsonResponse:
-    """Make a transfer: JSON or form fields ``from``, ``to`` and ``amount``, in cents."""
+    """Make a transfer: JSON or form fields ``from``, ``to`` and ``amount``, in cents.
+
+    ``attempts`` limits how often it is tried, for those who would rather hear a no than wait.
+    """
     form = TransferForm(_order(request))
     if not form.is_valid():
         return JsonResponse({"error": "not a transfer", "fields": form.errors}, status=400)
     try:
-        made = move(**form.cleaned_data)
+        made = transfers.transfer(**form.cleaned_data)
     except Account.DoesNotExist as error:
         return JsonResponse({"error": f"no such account: {error}"}, status=404)
-    except InsufficientFunds:
+    except transfers.InsufficientFunds:
         return JsonResponse({"error": "insufficient funds"}, status=422)
-    except OperationalError as error:
-        if sqlstate_of(error) != SERIALIZATION_FAILURE:
-            raise
+    except RetriesExhaustedError as error:
         # Nothing was moved, and the same request may well go through if it is sent again.
-        refusal = {"error": "refused by the database, try again", "sqlstate": SERIALIZATION_FAILURE}
+        refusal = {
+            "error": "refused by the database, try again",
+            "sqlstate": error.attempts[-1].failure.sqlstate,
+            "attempts": len(error.attempts),
+        }
         return JsonResponse(refusal, status=409)
+    except AmbiguousCommitError:
+        unknown = {"error": "perhaps made, perhaps not: look at the accounts before you send it again"}
+        return JsonResponse(unknown, status=503)
     return JsonResponse({"transfer": made.pk}, status=201)
 
 
@@ -61,16 +69,6 @@ def health(_: HttpRequest) -> JsonResponse:
     )
 
 
-def sqlstate_of(error: BaseException) -> str | None:
-    """Return the SQLSTATE that the driver's error below Django's carries; psycopg2 calls it pgcode."""
-    while error is not None:
-        sqlstate = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-        if sqlstate:
-            return sqlstate
-        error = error.__cause__
-    return None
-
-
 def _order(request: HttpRequest) -> dict:
     """Read the request's fields; a body that cannot be read is an empty order."""
     fields = request.POST
@@ -81,4 +79,9 @@ def _order(request: HttpRequest) -> dict:
             fields = {}
     if not hasattr(fields, "get"):
         fields = {}
-    return {"sender": fields.get("from"), "recipient": fields.get("to"), "amount": fields.get("amount")}
+    return {
+        "sender": fields.get("from"),
+        "recipient": fields.get("to"),
+        "amount": fields.get("amount"),
+        "attempts": fields.get("attempts"),
+    }

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run left, and what a check found in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .telemetry import Telemetry
+    from .traffic import Tally
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that has to be true, with the figures that show it, and where to look if it is not."""
+
+    passed: bool
+    title: str
+    figures: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left: what clients saw, the accounts before and after, what the receiver decoded."""
+
+    tally: Tally
+    before: list[dict[str, Any]]
+    after: list[dict[str, Any]]
+    telemetry: Telemetry
