@@ -85,14 +85,14 @@ class Run:
         record = record_of(wrapper)
         record.logical = logical
         handled = sys.exc_info()[1]
-        entered = False
+        phase: errors.Phase = "connect"
         try:
             with transaction.atomic(using=self.policy.using, durable=True):
-                entered = True
+                phase = "statement"
                 self._raise_priority(wrapper)
                 result = self.fn(*self.args)
+                phase = "commit"
         except BaseException as error:
-            phase: errors.Phase = "statement" if entered else "connect"
             verdict = _judge(error, logical, phase, handled)
             self.outcome = verdict.outcome
             wait = self._wait_after(error, verdict, last_chance=last_chance)
@@ -197,8 +197,8 @@ def _judge(
 ) -> _Verdict:
     """Tell how an attempt ended and why, from its record; from the exception only what no record knows."""
     attempt = logical.transaction
-    if attempt is None:
-        return _Verdict(transactions.ROLLED_BACK, errors.classify(error, phase=phase, handled=handled))
+    if attempt is None or (phase == "commit" and not attempt.end_seen):
+        return _judge_unrecorded(error, phase, handled)
     outcome = transactions.outcome_of(attempt)
     if attempt.phase >= Phase.COMMIT_SENT:
         return _Verdict(outcome, attempt.commit_failure or attempt.failure)
@@ -206,6 +206,17 @@ def _judge(
     if failure is not None and outcome == transactions.ROLLED_BACK and failure.retry == "yes":
         outcome = transactions.RETRYABLE
     return _Verdict(outcome, failure)
+
+
+def _judge_unrecorded(error: BaseException, phase: errors.Phase, handled: BaseException | None) -> _Verdict:
+    """Tell it from the exception and from how far the function had come, and be cautious.
+
+    The hooks did not run (a backend of the application's own overrides what they are on), or failed. An
+    error that came after the function had returned may be COMMIT's.
+    """
+    failure = errors.classify(error, phase=phase, handled=handled)
+    doubtful = phase == "commit" and failure is not None and failure.retry == "if_idempotent"
+    return _Verdict(transactions.AMBIGUOUS if doubtful else transactions.ROLLED_BACK, failure)
 
 
 def name_of(fn: Callable[..., Any]) -> str:

@@ -33,7 +33,7 @@ class Config:
     #: Whether ``cockroachdb.node.id`` is read from the backend's key. Switch it off behind a pooler
     #: that announces ``crdb_version`` but invents that key.
     node_id: bool = True
-    #: Longest ``db.query.text``, in characters.
+    #: Longest ``db.query.text``, in characters, at most 4096.
     query_text_limit: int = 4096
 
     def __post_init__(self) -> None:
@@ -45,8 +45,8 @@ class Config:
             raise TypeError(f"node_id is a bool, not {self.node_id!r}")
         if isinstance(self.query_text_limit, bool) or not isinstance(self.query_text_limit, int):
             raise TypeError(f"query_text_limit is an int, not {self.query_text_limit!r}")
-        if self.query_text_limit < 0:
-            raise ValueError(f"query_text_limit is at least 0, not {self.query_text_limit}")
+        if not 0 <= self.query_text_limit <= 4096:
+            raise ValueError(f"query_text_limit is from 0 to 4096, not {self.query_text_limit}")
 
 
 def read(options: dict[str, Any]) -> Config:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from . import semconv, signals, statements
 from .hooks import Hook
 from .operations import ClientOperation, is_suppressed
-from .state import connected, current_request
-from .transactions import for_statement
+from .state import Phase, connected, current_request
+from .transactions import for_statement, settle_commit
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from .errors import Classification
     from .hooks import Operation
     from .state import ConnectionRecord, Transaction
     from .statements import Statement
@@ -30,10 +31,14 @@ if TYPE_CHECKING:
 SAVEPOINT_OPERATIONS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 
 
+#: COMMIT, as text instead of by ``commit()``.
+COMMITS = frozenset({"COMMIT", "END"})
+
+
 class _Statement(ClientOperation):
     """A statement under way."""
 
-    __slots__ = ()
+    __slots__ = ("commits",)
 
     def __init__(
         self,
@@ -47,18 +52,21 @@ class _Statement(ClientOperation):
         driver_owns = record.driver_instrumented and signal.config.statement_owner == "driver"
         quiet = driver_owns or is_suppressed()
         transaction = for_statement(wrapper, record, quiet=quiet)
+        self.commits = transaction is not None and statement.operation in COMMITS
         if transaction is not None:
             _count(transaction, statement)
+            if self.commits:
+                transaction.phase = Phase.COMMIT_SENT
         summary = statement.summary
         super().__init__(
             known,
             summary or semconv.COCKROACHDB,
             {
                 semconv.DB_QUERY_SUMMARY: summary,
-                semconv.DB_QUERY_TEXT: statement.text[: signal.config.query_text_limit],
+                semconv.DB_QUERY_TEXT: _cut(statement.text, signal.config.query_text_limit),
                 **extra,
             },
-            phase="autocommit" if transaction is None else "statement",
+            phase="commit" if self.commits else "autocommit" if transaction is None else "statement",
             histogram=signal.instruments.operation_duration,
             attributes={
                 **known.metric,
@@ -67,10 +75,22 @@ class _Statement(ClientOperation):
             transaction=transaction,
             quiet=quiet,
             suppress_driver=record.driver_instrumented and not driver_owns,
+            goes_back=statement.operation == "ROLLBACK",
         )
         request = current_request.get()
         if request is not None and not quiet and statement.operation not in SAVEPOINT_OPERATIONS:
             request.statements += 1
+
+    def settle(self, error: BaseException | None, failure: Classification | None) -> None:
+        """Write the statement's end into the record; a COMMIT sent as text is a COMMIT."""
+        if self.commits:
+            settle_commit(self.transaction, error, failure)
+        else:
+            super().settle(error, failure)
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1].rpartition(' ')[0]} …"[:limit]
 
 
 def _count(transaction: Transaction, statement: Statement) -> None:
@@ -96,11 +116,17 @@ def _begin(
 
 
 def text_of(sql: Any, driver_cursor: Any) -> str | bytes:
-    """Return the text of what ``execute()`` takes: a string, bytes, or a driver's ``sql.Composable``."""
+    """Return the text of what ``execute()`` takes: a string, bytes, or a driver's ``sql.Composable``.
+
+    Empty for what cannot be rendered: the driver is about to say so itself.
+    """
     if isinstance(sql, (str, bytes)):
         return sql
     render: Callable[[Any], str] | None = getattr(sql, "as_string", None)
-    return "" if render is None else render(driver_cursor)
+    try:
+        return "" if render is None else render(driver_cursor)
+    except Exception:  # noqa: BLE001 - the application's object may raise anything
+        return ""
 
 
 def _begin_execute(cursor: Any, sql: Any, params: Any = None, *_: Any) -> _Statement | None:

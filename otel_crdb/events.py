@@ -51,8 +51,8 @@ def words_of(error: BaseException, failure: errors.Classification | None) -> Err
         failure: what it means; None where it is not a database error.
 
     """
-    words = {semconv.ERROR_TYPE: errors.error_type(error)}
     sqlstate = failure.sqlstate if failure is not None else None
+    words = {semconv.ERROR_TYPE: sqlstate or errors.error_type(error)}
     if sqlstate:
         words[semconv.DB_RESPONSE_STATUS_CODE] = sqlstate
     message = ""

@@ -37,18 +37,24 @@ class Hook:
     """One observed call: its name, and what begins when it begins (``None``: nothing to observe)."""
 
     name: str
-    begin: Callable[..., Operation | None]
+    #: Mostly it returns an :class:`Operation`; a hook that is only run returns what it likes.
+    begin: Callable[..., Any]
 
     def __post_init__(self) -> None:
         REGISTRY[self.name] = self
 
-    def start(self, *args: Any, **kwargs: Any) -> Operation | None:
-        """Begin, or let the call go unobserved where our own code fails."""
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what :attr:`begin` returns, or None where our own code fails."""
         try:
             return self.begin(*args, **kwargs)
         except Exception as fault:  # noqa: BLE001 - the guard: telemetry never breaks the call
             report(self.name, fault)
             return None
+
+    def start(self, *args: Any, **kwargs: Any) -> Operation | None:
+        """Begin, or let the call go unobserved where our own code fails."""
+        operation: Operation | None = self.run(*args, **kwargs)
+        return operation
 
     def finish(self, operation: Operation, result: Any, error: BaseException | None) -> None:
         """End what :meth:`start` began; a failure of ours stays here."""

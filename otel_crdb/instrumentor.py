@@ -48,11 +48,17 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         if config.sdk_disabled():
             logger.info("otel_crdb: OTEL_SDK_DISABLED is true: nothing is instrumented.")
             return
+        before = settings.MIDDLEWARE  # raises where Django is not configured, before anything is changed
         pipeline.set_up(chosen)
-        signals.use(chosen)
-        recording.start()
-        self._undo += [signals.stop, recording.stop]
-        self._hook_requests(chosen)
+        try:
+            signals.use(chosen)
+            self._undo.append(signals.stop)
+            recording.start()
+            self._undo.append(recording.stop)
+            self._hook_requests(chosen, before)
+        except BaseException:
+            self._take_out()
+            raise
 
     def _uninstrument(self, **_: Any) -> None:
         for wrapper in open_wrappers.all(initialized_only=True):  # this thread's; others are out of reach
@@ -60,19 +66,22 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             if record is not None:
                 transactions.forget(record)
         pipeline.flush(_config_in_force(), timeout=5)
+        self._take_out()
+
+    def _take_out(self) -> None:
         while self._undo:
             self._undo.pop()()
 
-    def _hook_requests(self, chosen: config.Config) -> None:
+    def _hook_requests(self, chosen: config.Config, before: Any) -> None:
         """Have contrib put in its middleware, and ours stand where it stood."""
         contrib = DjangoInstrumentor()
         theirs = contrib._opentelemetry_middleware
-        before = settings.MIDDLEWARE
         if not contrib.is_instrumented_by_opentelemetry:
             settings.MIDDLEWARE = list(before)
             contrib.instrument(tracer_provider=chosen.tracer_provider, meter_provider=chosen.meter_provider)
             self._undo.append(contrib.uninstrument)
-        ours = [REQUEST_MIDDLEWARE if name == theirs else name for name in settings.MIDDLEWARE]
+        rest = [name for name in settings.MIDDLEWARE if name != REQUEST_MIDDLEWARE]  # of an earlier time
+        ours = [REQUEST_MIDDLEWARE if name == theirs else name for name in rest]
         settings.MIDDLEWARE = ours
 
         def restore() -> None:

@@ -95,7 +95,8 @@ class Instruments:
         if len(self._summaries) < SUMMARY_LIMIT:
             self._summaries.add(summary)
             return summary
-        return summary.partition(" ")[0]
+        words = summary.split(" ", 2)
+        return " ".join(words[: 2 if words[0] == "BATCH" else 1])
 
     def bounded_name(self, name: str) -> str:
         """Return the transaction's name, or ``other`` once there are too many."""

@@ -17,6 +17,7 @@ from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from . import errors, events, semconv, signals
+from .hooks import Hook
 from .state import current_request
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 CONSEQUENCES = frozenset({"25P02"})
 
 
+#: In the context: the transaction's span that was made current for a block.
+BLOCK = context_api.create_key("otel_crdb.block")
+
+
 class ClientOperation:
     """A call that is under way; :meth:`finish` ends its span and records its duration.
 
@@ -44,6 +49,7 @@ class ClientOperation:
         "_driver_token",
         "_handled",
         "attributes",
+        "goes_back",
         "histogram",
         "phase",
         "span",
@@ -63,8 +69,11 @@ class ClientOperation:
         transaction: Transaction | None = None,
         quiet: bool = False,
         suppress_driver: bool = False,
+        goes_back: bool = False,
     ) -> None:
         self.phase = phase
+        #: To a savepoint: refused where the transaction had failed before.
+        self.goes_back = goes_back
         self.histogram = histogram
         self.attributes = attributes
         self.transaction = transaction
@@ -77,10 +86,7 @@ class ClientOperation:
             own = {**facts.span, **span_attributes}
             if transaction is not None:
                 own[semconv.TXN_ID] = transaction.id
-            signal = signals.current
-            assert signal is not None
-            parent = parent_of(transaction, context)
-            self.span = signal.tracer.start_span(name, parent, SpanKind.CLIENT, own, start_time=self.started)
+            self.span = SPAN.run(self, name, own, context)
         self._driver_token = (
             context_api.attach(context_api.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True))
             if suppress_driver
@@ -99,7 +105,7 @@ class ClientOperation:
         taken = ended - self.started
         if self.transaction is not None:
             self.transaction.database_time += taken
-        failure = None if error is None else errors.classify(error, phase=self.phase, handled=self._handled)
+        failure = None if error is None else CLASSIFY.run(error, self.phase, self._handled)
         consequence = self._is_consequence(failure)
         self.settle(error, failure)
         if self.span is None:
@@ -108,11 +114,13 @@ class ClientOperation:
             if error is not None:
                 self._tell(self.span, error, failure, consequence=consequence)
         finally:
-            request = current_request.get()
-            if request is not None:
-                request.database_time += taken
-            self.histogram.record(taken / 1e9, self.attributes)
-            self.span.end(ended)
+            try:
+                request = current_request.get()
+                if request is not None:
+                    request.database_time += taken
+                self.histogram.record(taken / 1e9, self.attributes)
+            finally:
+                self.span.end(ended)
 
     def settle(self, error: BaseException | None, failure: errors.Classification | None) -> None:
         """Write the call's end into the transaction's record."""
@@ -139,9 +147,7 @@ class ClientOperation:
         """Whether the error only repeats that the transaction had failed before."""
         if self.transaction is None or self.transaction.error is None or failure is None:
             return False
-        return failure.sqlstate in CONSEQUENCES or self.attributes.get(
-            semconv.DB_QUERY_SUMMARY, ""
-        ).startswith("ROLLBACK TO")
+        return failure.sqlstate in CONSEQUENCES or self.goes_back
 
 
 def parent_of(transaction: Transaction | None, context: Context) -> Context:
@@ -152,10 +158,34 @@ def parent_of(transaction: Transaction | None, context: Context) -> Context:
     """
     if transaction is None or transaction.context is None:
         return context
-    return transaction.context if trace.get_current_span(context) is transaction.outer else context
+    current = trace.get_current_span(context)
+    # What is current may be a block's span: this one's, or that of a block on another connection.
+    ours = current is transaction.outer or current is context.get(BLOCK)
+    return transaction.context if ours else context
 
 
 def is_suppressed() -> bool:
     """Whether nothing is to be told: by ``suppress_instrumentation()``, or for want of ``instrument()``."""
     signal = signals.current
     return signal is None or signal.silent or bool(context_api.get_value(_SUPPRESS_INSTRUMENTATION_KEY))
+
+
+def _start_span(
+    operation: ClientOperation, name: str, attributes: dict[str, Any], context: Context
+) -> Span | None:
+    signal = signals.current
+    if signal is None:
+        return None
+    parent = parent_of(operation.transaction, context)
+    return signal.tracer.start_span(name, parent, SpanKind.CLIENT, attributes, start_time=operation.started)
+
+
+def _classify(
+    error: BaseException, phase: errors.Phase, handled: BaseException | None
+) -> errors.Classification | None:
+    return errors.classify(error, phase=phase, handled=handled)
+
+
+# Guarded by themselves, within a call's hook: where they fail, the record is kept all the same.
+SPAN = Hook("ClientOperation.span", _start_span)
+CLASSIFY = Hook("ClientOperation.classify", _classify)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import uuid
 from importlib import import_module
@@ -70,26 +71,35 @@ def flush(config: Config, timeout: float) -> bool:
         Whether all did so in time.
 
     """
-    deadline = time.monotonic() + timeout
     providers = (
         config.tracer_provider or trace_api.get_tracer_provider(),
         config.logger_provider or logs_api.get_logger_provider(),
         config.meter_provider or metrics_api.get_meter_provider(),
     )
-    done = [_flush(provider, deadline) for provider in providers]  # each, also after one that failed
-    return all(done)
+    deadline = time.monotonic() + timeout
+    flushes = [_Flush(provider, timeout) for provider in providers if hasattr(provider, "force_flush")]
+    for each in flushes:
+        each.start()
+    for each in flushes:
+        each.join(max(0.0, deadline - time.monotonic()))
+    return all(each.done for each in flushes)
 
 
-def _flush(provider: Any, deadline: float) -> bool:
-    force_flush = getattr(provider, "force_flush", None)
-    if force_flush is None:
-        return True
-    left = max(0, int((deadline - time.monotonic()) * 1000))
-    try:
-        return force_flush(left) is not False
-    except Exception as error:  # noqa: BLE001 - an exporter's trouble is not the application's
-        logger.warning("otel_crdb: %s could not be flushed: %s", type(provider).__name__, error)
-        return False
+class _Flush(threading.Thread):
+    """One provider's flush, in a thread of its own: exporters keep to no time but their own."""
+
+    def __init__(self, provider: Any, timeout: float) -> None:
+        super().__init__(name="otel_crdb-flush", daemon=True)
+        self.done = False
+        self._provider = provider
+        self._milliseconds = int(timeout * 1000)
+
+    def run(self) -> None:
+        """Flush; what goes wrong is told, and is not the application's trouble."""
+        try:
+            self.done = self._provider.force_flush(self._milliseconds) is not False
+        except Exception as error:  # noqa: BLE001 - whatever an exporter raises
+            logger.warning("otel_crdb: %s could not be flushed: %s", type(self._provider).__name__, error)
 
 
 def resource_of_process() -> Resource:
@@ -164,4 +174,5 @@ def _otlp_exporter(signal: str) -> Any:
 
 def _is_unset(provider: Any) -> bool:
     """Whether a global provider is only the API's stand-in for one that is yet to be set."""
-    return "Proxy" in type(provider).__name__
+    kind = type(provider)
+    return kind.__module__.startswith("opentelemetry.") and "Proxy" in kind.__name__

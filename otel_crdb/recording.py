@@ -19,6 +19,7 @@ from .hooks import Hook
 WRAPPER_HOOKS: dict[str, Hook] = {
     "get_new_connection": connections.CONNECT,
     "set_autocommit": transactions.SET_AUTOCOMMIT,
+    "set_rollback": transactions.SET_ROLLBACK,
     "_commit": transactions.COMMIT,
     "_rollback": transactions.ROLLBACK,
     "close": transactions.CLOSE,

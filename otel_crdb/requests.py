@@ -10,14 +10,18 @@ the path where the server does not tell the raw URI; no secret of a URL, no row 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from timeit import default_timer
 from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import DisallowedHost
 from django.http.request import split_domain_port
 from opentelemetry import context as context_api
-from opentelemetry.instrumentation.django.middleware.otel_middleware import _DjangoMiddleware
+from opentelemetry.instrumentation.django.middleware.otel_middleware import (
+    _DjangoMiddleware,
+    _parse_duration_attrs,
+)
 from opentelemetry.trace import Status, StatusCode
 
 from . import errors, events, redaction, semconv, signals
@@ -27,6 +31,10 @@ from .state import RequestRecord, current_request
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
+
+
+#: In ``request.META``: the request has its span.
+ANSWERED = "otel_crdb.answered"
 
 
 class RequestMiddleware:
@@ -69,6 +77,10 @@ class RequestMiddleware:
         return response
 
 
+#: Where a query stands under the old names, which ``http/dup`` brings back.
+OLD_URLS = frozenset({"http.url", "http.target"})
+
+
 class _Exchange:
     """A request on its way to its response."""
 
@@ -83,20 +95,21 @@ class _Exchange:
         self.record = RequestRecord(request)
         current_request.set(self.record)
         if self.span is not None:
-            REQUEST_ATTRIBUTES.start(self.span, request, host)
+            attributes = request.META.get(contrib._environ_duration_attr_key) or {}
+            REQUEST_ATTRIBUTES.run(self.span, request, host, attributes)
 
     def finish(self, response: Any, error: BaseException | None) -> None:
         current_request.set(self._outer_record)
         if self.span is None:
             return
-        REQUEST_TOTALS.start(self.span, self.record)
+        REQUEST_TOTALS.run(self.span, self.record)
         if error is not None:
             self._abandon(error)
             return
         self._contrib.process_view(self._request, None)  # http.route
         self._contrib.process_response(self._request, response)
         if getattr(response, "streaming", False) and getattr(response, "file_to_stream", None) is None:
-            STREAM.start(response, self._context)
+            STREAM.run(response, self._context)
 
     def _abandon(self, error: BaseException) -> None:
         """End a request that has no response: cancelled, or its worker told to stop.
@@ -107,6 +120,14 @@ class _Exchange:
         assert self.span is not None
         self.span.set_attribute(semconv.ERROR_TYPE, errors.error_type(error))
         self.span.set_status(Status(StatusCode.ERROR))
+        measured = {
+            **(meta.get(contrib._environ_duration_attr_key) or {}),
+            semconv.ERROR_TYPE: errors.error_type(error),
+        }
+        if contrib._duration_histogram_new is not None:
+            seconds = default_timer() - meta[contrib._environ_timer_key]
+            words = _parse_duration_attrs(measured, contrib._sem_conv_opt_in_mode)
+            contrib._duration_histogram_new.record(max(seconds, 0), words)
         contrib._active_request_counter.add(-1, meta.pop(contrib._environ_active_request_attr_key, None))
         for key in (
             contrib._environ_span_key,
@@ -147,10 +168,13 @@ class _Hostless:
 
 def _begin_request(contrib: Any, request: Any) -> _Exchange | None:
     signal = signals.current
-    return None if signal is None or signal.silent else _Exchange(contrib, request)
+    if signal is None or signal.silent or ANSWERED in request.META:
+        return None  # not instrumented, or the middleware stands in the settings twice
+    request.META[ANSWERED] = True
+    return _Exchange(contrib, request)
 
 
-def _correct_attributes(span: Span, request: Any, host: str | None) -> None:
+def _correct_attributes(span: Span, request: Any, host: str | None, contribs: Mapping[str, Any]) -> None:
     """Set what contrib leaves out, or takes from the raw request as it came."""
     if not span.is_recording():
         return
@@ -158,6 +182,9 @@ def _correct_attributes(span: Span, request: Any, host: str | None) -> None:
     query = request.META.get("QUERY_STRING")
     if query:
         span.set_attribute(semconv.URL_QUERY, redaction.mask_url_query(query))
+    for name in OLD_URLS.intersection(contribs):
+        path, mark, old_query = str(contribs[name]).partition("?")
+        span.set_attribute(name, path + mark + redaction.mask_url_query(old_query))
     domain, port = split_domain_port(host or "")
     if domain:
         span.set_attribute(semconv.SERVER_ADDRESS, domain)
@@ -167,8 +194,6 @@ def _correct_attributes(span: Span, request: Any, host: str | None) -> None:
 
 def _set_totals(span: Span, record: RequestRecord) -> None:
     """Put the request's database work on its span, and the exception that became its answer."""
-    if record.exception is not None:
-        events.request_exception(span, record.exception)
     span.set_attributes(
         {
             semconv.REQUEST_TRANSACTIONS: record.transactions,
@@ -177,6 +202,9 @@ def _set_totals(span: Span, record: RequestRecord) -> None:
             semconv.REQUEST_DB_TIME: record.database_time / 1e9,
         }
     )
+    error, record.exception = record.exception, None  # its traceback holds all that the request held
+    if error is not None:
+        events.request_exception(span, error)
 
 
 def _keep_exception(**_: Any) -> None:
@@ -227,4 +255,4 @@ EXCEPTION = Hook("got_request_exception", _keep_exception)
 
 def receive_exception(sender: Any = None, **kwargs: Any) -> None:
     """Receive ``got_request_exception``, guarded."""
-    EXCEPTION.start(**kwargs)
+    EXCEPTION.run(**kwargs)

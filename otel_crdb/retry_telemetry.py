@@ -165,7 +165,7 @@ COMMITTED = Hook("run_transaction.committed", _tell_committed)
 EXHAUSTED = Hook("run_transaction.exhausted", _tell_exhausted)
 AFTER_COMMIT = Hook("run_transaction.failed_after_commit", _tell_failed_after_commit)
 
-retried = RETRIED.start
-committed = COMMITTED.start
-exhausted = EXHAUSTED.start
-failed_after_commit = AFTER_COMMIT.start
+retried = RETRIED.run
+committed = COMMITTED.run
+exhausted = EXHAUSTED.run
+failed_after_commit = AFTER_COMMIT.run

@@ -10,6 +10,7 @@ threads and tasks which copy the context all count into the same totals.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -66,6 +67,8 @@ class Transaction:
     #: The exception that was being handled when it began: not this transaction's business.
     handled: BaseException | None
     id: str = field(default_factory=new_transaction_id)
+    #: Of the thread that it began in.
+    thread: int = field(default_factory=threading.get_ident)
     attempt: int = 1
     #: Of the logical transaction that this is an attempt of.
     name: str = ""
@@ -84,6 +87,10 @@ class Transaction:
     #: What the refusal of COMMIT, or its silence, means.
     commit_error: BaseException | None = None
     commit_failure: Classification | None = None
+    #: The hook on COMMIT or ROLLBACK has run: the phase is to be trusted.
+    end_seen: bool = False
+    #: By ``set_rollback(True)``.
+    rollback_asked: bool = False
     #: The block was left as if all were well, in a transaction that the server had given up.
     silent_abort: bool = False
 

@@ -10,6 +10,7 @@ so a block that sent nothing was no transaction, and has no span.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,12 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from . import errors, events, facts, semconv, signals
 from .hooks import Hook
-from .operations import ClientOperation, is_suppressed
+from .operations import BLOCK, ClientOperation, is_suppressed
 from .state import ConnectionRecord, Phase, Transaction, connected, current_request, record_of
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from .errors import Classification
     from .signals import Signals
 
@@ -39,7 +42,9 @@ def for_statement(wrapper: Any, record: ConnectionRecord, *, quiet: bool) -> Tra
     if transaction.phase is Phase.NOTHING_SENT:
         transaction.phase = Phase.STATEMENT_SENT
         if not quiet and not of_testcase(wrapper):
-            _open_span(wrapper, record, transaction)
+            OPEN_SPAN.run(wrapper, record, transaction)
+    if transaction.atomic and transaction.span is not None:
+        _make_current(transaction, transaction.span)
     return transaction
 
 
@@ -73,8 +78,12 @@ def _open_span(wrapper: Any, record: ConnectionRecord, transaction: Transaction)
         start_time=transaction.started,
     )
     transaction.context = trace.set_span_in_context(transaction.span, outer)
-    if transaction.atomic:
-        context_api.attach(transaction.context)
+
+
+def _make_current(transaction: Transaction, span: Span) -> None:
+    """Make a block's span current in the block's thread, unless the application has opened one since."""
+    if trace.get_current_span() is transaction.outer and threading.get_ident() == transaction.thread:
+        context_api.attach(context_api.set_value(BLOCK, span, trace.set_span_in_context(span)))
 
 
 def isolation_level_name(level: Any) -> str:
@@ -92,9 +101,11 @@ def close(record: ConnectionRecord) -> None:
     _leave_context(transaction)
     signal, known = signals.current, record.facts
     ended = max(time.time_ns(), transaction.started)
-    if signal is not None and known is not None:
-        _describe_end(signal, known, transaction, ended)
-    transaction.span.end(ended)
+    try:
+        if signal is not None and known is not None:
+            _describe_end(signal, known, transaction, ended)
+    finally:
+        transaction.span.end(ended)
 
 
 def forget(record: ConnectionRecord) -> None:
@@ -261,7 +272,7 @@ class _EndOperation(ClientOperation):
     name: str
     phase_of_error: errors.Phase
 
-    def __init__(self, wrapper: Any, record: ConnectionRecord) -> None:
+    def __init__(self, wrapper: Any, record: ConnectionRecord, *, quiet: bool) -> None:
         signal, name = signals.current, self.name
         assert signal is not None and record.facts is not None  # noqa: PT018 - _begin_end() asked
         self.record = record
@@ -273,7 +284,7 @@ class _EndOperation(ClientOperation):
             histogram=signal.instruments.operation_duration,
             attributes={**record.facts.metric, semconv.DB_QUERY_SUMMARY: name},
             transaction=record.transaction,
-            quiet=is_suppressed() or of_testcase(wrapper),
+            quiet=quiet or is_suppressed() or of_testcase(wrapper),
             suppress_driver=record.driver_instrumented,
         )
 
@@ -289,15 +300,22 @@ class _Commit(_EndOperation):
     phase_of_error = "commit"
 
     def settle(self, error: BaseException | None, failure: Classification | None) -> None:
-        transaction = self.transaction
-        if transaction is None:
-            return
-        if transaction.phase is not Phase.COMMIT_SENT:
-            super().settle(error, failure)
-        elif error is None:
-            transaction.phase = Phase.COMMIT_ANSWERED
+        if self.transaction is not None and self.transaction.phase is Phase.COMMIT_SENT:
+            settle_commit(self.transaction, error, failure)
         else:
-            transaction.commit_error, transaction.commit_failure = error, failure
+            super().settle(error, failure)
+
+
+def settle_commit(
+    transaction: Transaction | None, error: BaseException | None, failure: Classification | None
+) -> None:
+    """Write what became of a COMMIT that was sent into the transaction's record."""
+    if transaction is None:
+        return
+    if error is None:
+        transaction.phase = Phase.COMMIT_ANSWERED
+    else:
+        transaction.commit_error, transaction.commit_failure = error, failure
 
 
 class _Rollback(_EndOperation):
@@ -314,13 +332,16 @@ def _begin_commit(wrapper: Any) -> _Commit | None:
     if record is None:
         return None
     transaction = record.transaction
-    if transaction is not None and status != facts.UNKNOWN:
-        # In a failed transaction the server answers COMMIT with the tag ROLLBACK, and no error.
-        transaction.silent_abort = status == facts.IN_ERROR
-        transaction.phase = Phase.COMMIT_SENT
-    commit = _Commit(wrapper, record)
-    if status == facts.UNKNOWN:
-        commit.phase = "statement"  # the link is known to be lost: COMMIT will not be sent
+    lost = status == facts.UNKNOWN  # and known to be: COMMIT will not be sent
+    if transaction is not None:
+        transaction.end_seen = True
+        if not lost:
+            # In a failed transaction the server answers COMMIT with the tag ROLLBACK, and no error.
+            transaction.silent_abort = status == facts.IN_ERROR
+            transaction.phase = Phase.COMMIT_SENT
+    commit = _Commit(wrapper, record, quiet=lost)
+    if lost:
+        commit.phase = "statement"
     return commit
 
 
@@ -329,18 +350,22 @@ def _begin_rollback(wrapper: Any) -> _Rollback | None:
     if record is None:
         return None
     transaction = record.transaction
-    if transaction is not None and transaction.atomic and status == facts.IN_ERROR:
-        # Django rolls back without a word where a block is left normally but marked for rollback.
-        left_normally = sys.exc_info()[1] is transaction.handled
-        transaction.silent_abort = left_normally and transaction.error is not None
-    return _Rollback(wrapper, record)
+    if transaction is not None:
+        transaction.end_seen = True
+        if transaction.atomic and status == facts.IN_ERROR and not transaction.rollback_asked:
+            # Django rolls back without a word where a block is left normally but marked for rollback.
+            left_normally = sys.exc_info()[1] is transaction.handled
+            transaction.silent_abort = left_normally and transaction.error is not None
+    return _Rollback(wrapper, record, quiet=status == facts.UNKNOWN)
 
 
 def _open_connection(wrapper: Any) -> tuple[ConnectionRecord | None, int]:
     """Return the record of a connection on which the driver would send something, and its status."""
     if signals.current is None or wrapper.connection is None:
         return None, facts.IDLE
-    status = facts.transaction_status(wrapper.connection)
+    status = STATUS.run(wrapper.connection)
+    if status is None:
+        status = facts.ACTIVE  # not to be had: as if something were under way, the cautious answer
     return (None if status == facts.IDLE else connected(wrapper)), status
 
 
@@ -366,6 +391,20 @@ def _begin_close(wrapper: Any) -> _Close | None:
     return _Close(record) if record.transaction is not None else None
 
 
+# --- set_rollback ------------------------------------------------------------------------------
+
+
+def _begin_set_rollback(wrapper: Any, rollback: bool) -> None:
+    """Note that the application asks for a rollback: what comes of it is no surprise to it."""
+    if signals.current is not None:
+        transaction = record_of(wrapper).transaction
+        if transaction is not None:
+            transaction.rollback_asked = rollback
+
+
+OPEN_SPAN = Hook("transactions.span", _open_span)
+STATUS = Hook("transactions.status", facts.transaction_status)
+SET_ROLLBACK = Hook("DatabaseWrapper.set_rollback", _begin_set_rollback)
 SET_AUTOCOMMIT = Hook("DatabaseWrapper.set_autocommit", _begin_set_autocommit)
 COMMIT = Hook("DatabaseWrapper._commit", _begin_commit)
 ROLLBACK = Hook("DatabaseWrapper._rollback", _begin_rollback)

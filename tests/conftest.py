@@ -12,9 +12,6 @@ import sys
 
 import pytest
 
-if os.environ.get("OTEL_CRDB_TEST_DRIVER") == "psycopg2":
-    sys.modules["psycopg"] = None
-
 from otel_crdb.testing import server
 
 _running = contextlib.ExitStack()
@@ -22,8 +19,6 @@ _running = contextlib.ExitStack()
 
 def pytest_configure(config):
     """Start the server and Django before anything imports a model."""
-    if hasattr(config, "workerinput") or config.option.collectonly:
-        pass
     running = _running.enter_context(server())
     config.stash[_SERVER] = running
     default = running.django_settings()
@@ -35,10 +30,23 @@ def pytest_configure(config):
         }
     )
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.project.settings"
-    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = ""
-    import django
+    with _driver_of_the_run():
+        import django
+        from django.db import connections
 
-    django.setup()
+        django.setup()
+        connections["default"]  # loads the backend, and with it the driver
+
+
+@contextlib.contextmanager
+def _driver_of_the_run():
+    """Keep psycopg 3 from Django where the run is psycopg2's; the tests themselves may import it."""
+    if os.environ.get("OTEL_CRDB_TEST_DRIVER") != "psycopg2":
+        yield
+        return
+    sys.modules["psycopg"] = None
+    yield
+    del sys.modules["psycopg"]
 
 
 _SERVER = pytest.StashKey()

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 
 from otel_crdb.errors import Classification, classify, driver_error, error_type, sqlstate_of
 
+from .errors_of_cockroachdb import ANSWERS, RESTARTS, ROWS, WRAPPINGS, cases, none_or, restart, table
+
 PHASES = ("connect", "idle", "statement", "commit", "autocommit")
 RESTART = "restart transaction: TransactionRetryWithProtoRefreshError: "
 OWN = '"sql txn" meta={id=07d42834 key=/Table/777/9/5/0 iso=Serializable pri=0.01 epo=0 ts=1.2,1 min=1.1,0 seq=2}'
@@ -82,124 +84,25 @@ def found(exc: BaseException, **kwargs: object) -> Classification:
     return classification
 
 
-def table(text: str) -> list[list[str]]:
-    """Split a table of columns set apart by `|`; the last column may hold one."""
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    width = lines[0].count("|")
-    return [[cell.strip() for cell in line.split("|", width)] for line in lines[1:]]
-
-
-def cases(rows: list[list[str]]) -> dict[str, object]:
-    """Name each case after its first column."""
-    return {"argvalues": rows, "ids": [row[0] for row in rows]}
-
-
-# The table of the design, row by row: `if` for if_idempotent, `R` for a new connection, `-` for no SQLSTATE.
-ROWS = table("""
-id                     | code  | class       | st  | CO  | au  | R | text
-40001                  | 40001 | retryable   | yes | yes | yes |   | restart transaction: x
-40002                  | 40002 | retryable   | yes | yes | yes |   |
-40P01                  | 40P01 | retryable   | yes | yes | yes |   | deadlock detected
-40003                  | 40003 | ambiguous   | if  | if  | if  |   | result is ambiguous: server shutdown
-40003-old              | 40003 | ambiguous   | if  | if  | if  |   | result is ambiguous (store is stopping)
-40003-replica          | 40003 | ambiguous   | if  | if  | if  |   | result is ambiguous: replica unavailable: x
-55P03-timeout          | 55P03 | retryable   | yes | yes | yes |   | canceling statement due to lock timeout on row
-55P03-nowait           | 55P03 | retryable   | no  | no  | no  |   | could not obtain lock on row (id)=(1) in t@t_pkey
-XCUBS                  | XCUBS | retryable   | yes | yes | yes |   | bounded staleness read with minimum timestamp
-55C01                  | 55C01 | retryable   | yes | yes | yes |   |
-55C02                  | 55C02 | schema      | no  | no  | no  |   |
-57014-statement        | 57014 | timeout     | no  | if  | if  |   | query execution canceled due to statement timeout
-57014-transaction      | 57014 | timeout     | no  | if  | if  |   | query execution canceled due to transaction timeout
-57014-bare             | 57014 | cancelled   | no  | if  | if  |   | query execution canceled
-57P01                  | 57P01 | unavailable | yes | if  | if  | R | server is shutting down
-57P02                  | 57P02 | unavailable | yes | if  | if  | R |
-57P03                  | 57P03 | unavailable | yes | if  | if  | R |
-08000                  | 08000 | connection  | yes | if  | if  | R |
-08001                  | 08001 | connection  | yes | if  | if  | R |
-08003                  | 08003 | connection  | yes | if  | if  | R |
-08004                  | 08004 | connection  | yes | if  | if  | R |
-08006                  | 08006 | connection  | yes | if  | if  | R |
-lost                   | -     | connection  | yes | if  | if  | R | server closed the connection unexpectedly
-closed                 | -     | connection  | yes | if  | if  | R | the connection is closed
-translated             | -     | connection  | yes | if  | if  | R | die Verbindung wurde unerwartet beendet
-XXUUU-read-tcp         | XXUUU | connection  | yes | if  | if  | R | read tcp 10.0.0.1:26257->(10.0.0.2:5): i/o timeout
-XXUUU-EOF              | XXUUU | connection  | yes | if  | if  | R | EOF
-refused                | -     | connection  | yes | if  | yes | R | connection to server at "h", port 1 failed: refused
-DNS-libpq              | -     | connection  | yes | if  | yes | R | could not translate host name "h" to address: x
-DNS-psycopg            | -     | connection  | yes | if  | yes | R | failed to resolve host 'h': [Errno -2] x
-08007                  | 08007 | ambiguous   | if  | if  | if  | R |
-08P01                  | 08P01 | permission  | no  | no  | no  |   |
-28000                  | 28000 | permission  | no  | no  | no  |   |
-28P01                  | 28P01 | permission  | no  | no  | no  |   |
-53300                  | 53300 | overload    | yes | if  | if  | R | sorry, too many clients already
-53400                  | 53400 | overload    | yes | if  | yes |   | cannot execute operation due to server.max_open_
-53200                  | 53200 | overload    | yes | if  | if  |   | memory budget exceeded: 1 bytes requested
-53100                  | 53100 | overload    | no  | no  | no  |   | disk budget exceeded: x
-58C00                  | 58C00 | unavailable | yes | if  | if  |   | key range id:5 is unavailable: x
-58C01                  | 58C01 | unavailable | yes | if  | if  |   |
-XXUUU-replica          | XXUUU | unavailable | yes | if  | if  |   | replica unavailable: (n1,s1):1 …: result is ambiguous
-26000                  | 26000 | connection  | yes | if  | yes | R | prepared statement "x" does not exist
-XXA00                  | XXA00 | committed_with_ddl_failure | no | no | no | | transaction committed but schema change
-XXC02                  | XXC02 | license     | no  | no  | no  |   | License expired on x. The maximum number of
-25000                  | 25000 | aborted_state | no | no | no |   | current transaction is committed, commands ignored
-25001                  | 25001 | aborted_state | no | no | no |   |
-25006                  | 25006 | aborted_state | no | no | no |   |
-25P01                  | 25P01 | aborted_state | no | no | no |   |
-25P02                  | 25P02 | aborted_state | no | no | no |   | current transaction is aborted, commands ignored
-3B001                  | 3B001 | aborted_state | no | no | no |   | savepoint "x" does not exist
-23502                  | 23502 | constraint  | no  | no  | no  |   |
-23503                  | 23503 | constraint  | no  | no  | no  |   |
-23505                  | 23505 | constraint  | no  | no  | no  |   | duplicate key value violates unique constraint "x"
-23514                  | 23514 | constraint  | no  | no  | no  |   |
-22001                  | 22001 | data        | no  | no  | no  |   |
-22003                  | 22003 | data        | no  | no  | no  |   |
-22012                  | 22012 | data        | no  | no  | no  |   |
-22023                  | 22023 | data        | no  | no  | no  |   |
-22P02                  | 22P02 | data        | no  | no  | no  |   |
-22C01                  | 22C01 | data        | no  | no  | no  |   |
-42501                  | 42501 | permission  | no  | no  | no  |   |
-42601                  | 42601 | schema      | no  | no  | no  |   | at or near "EOF": syntax error
-42703                  | 42703 | schema      | no  | no  | no  |   |
-42P01                  | 42P01 | schema      | no  | no  | no  |   | relation "x" does not exist
-42C01                  | 42C01 | schema      | no  | no  | no  |   |
-3D000                  | 3D000 | schema      | no  | no  | no  |   | database "x" does not exist
-3F000                  | 3F000 | schema      | no  | no  | no  |   |
-0A000                  | 0A000 | schema      | no  | no  | no  |   | unimplemented: x
-57000                  | 57000 | schema      | no  | no  | no  |   |
-54000                  | 54000 | other       | no  | if  | no  |   | txn has read 5 rows, which is above the limit
-P0003                  | P0003 | other       | no  | if  | no  |   |
-XXC01                  | XXC01 | other       | no  | if  | no  |   |
-XCEXF                  | XCEXF | other       | no  | if  | no  |   |
-unheard-of             | ZZ999 | other       | no  | if  | no  |   |
-XX000                  | XX000 | internal    | no  | if  | no  |   | internal error: x
-XXUUU                  | XXUUU | internal    | no  | if  | no  |   | something new
-""")
-ANSWERS = {"yes": "yes", "no": "no", "if": "if_idempotent"}
-
-
-def code_of(cell: str) -> str | None:
-    """Read a table's code."""
-    return None if cell == "-" else cell
-
-
 @both_drivers
 @pytest.mark.parametrize("row", **cases(ROWS))
 def test_row_of_the_retry_table(row: list[str], driver: str) -> None:
-    """Each SQLSTATE and text has its class, its answer for every phase and its word on the connection."""
-    _, code, error_class, statement, commit, autocommit, reconnect, text = row
-    exc = wrapped(make(code_of(code), text, driver), driver)
+    """Each SQLSTATE and text has its class, its reason, its answer for every phase and on the connection."""
+    _, code, error_class, statement, commit, autocommit, reconnect, reason, cause, text = row
+    exc = wrapped(make(none_or(code), text, driver), driver)
     expected = dict(zip(PHASES, (statement, statement, statement, commit, autocommit), strict=True))
     for phase, answer in expected.items():
         got = found(exc, phase=phase)
         assert (got.error_class, got.retry) == (error_class, ANSWERS[answer]), phase
-        assert (got.sqlstate, got.reconnect) == (code_of(code), reconnect == "R")
+        assert (got.sqlstate, got.reconnect) == (none_or(code), reconnect == "R")
+        assert (got.retry_reason, got.retry_cause) == (none_or(reason), none_or(cause))
 
 
 @pytest.mark.parametrize("row", **cases(ROWS))
 def test_unknown_phase_is_the_most_cautious(row: list[str]) -> None:
     """Without a phase the answer is the most cautious of all phases."""
     caution = ["yes", "if_idempotent", "no"]
-    exc = make(code_of(row[1]), row[-1])
+    exc = make(none_or(row[1]), row[-1])
     expected = max((found(exc, phase=phase).retry for phase in PHASES), key=caution.index)
     assert found(exc).retry == found(exc, phase="no such phase").retry == expected
 
@@ -207,66 +110,20 @@ def test_unknown_phase_is_the_most_cautious(row: list[str]) -> None:
 @pytest.mark.parametrize("row", **cases(ROWS))
 def test_advice_and_page_are_fixed(row: list[str]) -> None:
     """Advice is one sentence and the page is public, whatever the message holds."""
-    got = found(make(code_of(row[1]), row[-1]))
+    got = found(make(none_or(row[1]), row[-1]))
     assert got.advice.endswith(".")
     assert "\n" not in got.advice
     assert got.doc_url.startswith("https://www.cockroachlabs.com/docs/stable/")
 
 
-# The reference's inner texts of a 40001, old forms included; OWN stands for the transaction's own string.
-REASONS = table("""
-id              | word                | cause      | text
-unknown         | RETRY_REASON_UNKNOWN | unknown   | TransactionRetryError: retry txn (RETRY_REASON_UNKNOWN): OWN
-write-too-old   | RETRY_WRITE_TOO_OLD | contention | TransactionRetryError: retry txn (RETRY_WRITE_TOO_OLD): OWN
-too-old-flag    | RETRY_WRITE_TOO_OLD | contention | retry txn (RETRY_WRITE_TOO_OLD - flag to WriteTooOldError): OWN
-serializable    | RETRY_SERIALIZABLE  | contention | TransactionRetryError: retry txn (RETRY_SERIALIZABLE): OWN
-two-blanks      | RETRY_SERIALIZABLE  | contention | retry txn (RETRY_SERIALIZABLE  - failed preemptive refresh): OWN
-no-middle-name  | RETRY_SERIALIZABLE  | contention | TransactionRetryError: retry txn (RETRY_SERIALIZABLE)
-async-write     | RETRY_ASYNC_WRITE_FAILURE | cluster | retry txn (RETRY_ASYNC_WRITE_FAILURE): OWN
-missing-intent  | RETRY_ASYNC_WRITE_FAILURE | cluster | (RETRY_ASYNC_WRITE_FAILURE - missing intent on: /Table/1/1/0)
-deadline        | RETRY_COMMIT_DEADLINE_EXCEEDED | cluster | retry txn (RETRY_COMMIT_DEADLINE_EXCEEDED - by 5s (2 > 1))
-deadline-docs   | RETRY_COMMIT_DEADLINE_EXCEEDED | cluster | TransactionRetryError: transaction deadline exceeded
-new-reason      | unknown             | unknown    | TransactionRetryError: retry txn (RETRY_OF_NEXT_YEAR): OWN
-uncertainty     | ReadWithinUncertaintyInterval | contention | ReadWithinUncertaintyIntervalError: read at time 1: OWN
-too-old-key     | WriteTooOld         | contention | WriteTooOldError: write for key /Table/106/1/5/0 at timestamp 1: OWN
-too-old-no-key  | WriteTooOld         | contention | WriteTooOldError: write at timestamp 1 too old; must write: OWN
-too-old-v20     | WriteTooOld         | contention | WriteTooOldError: write at timestamp 1 too old; wrote at 2
-exclusion       | ExclusionViolation  | contention | write exclusion on key /Table/106/1/5/0 expected since 1: OWN
-push            | TransactionPush     | contention | failed to push OWN: OWN
-injected        | injected            | unknown    | injected by `inject_retry_errors_enabled` session variable
-injected-commit | injected            | unknown    | injected by `inject_retry_errors_on_commit_enabled` session variable
-forced          | forced              | unknown    | forced by crdb_internal.force_retry()
-pushed          | timestamp_pushed    | contention | serializable transaction timestamp pushed (detected by x)
-savepoint       | savepoint_rollback_refused | unknown | cannot rollback to savepoint after a transaction restart
-savepoint-old   | savepoint_rollback_refused | unknown | cannot rollback to savepoint because the transaction has been
-aborted-unknown | ABORT_REASON_UNKNOWN | unknown   | TransactionAbortedError(ABORT_REASON_UNKNOWN): OWN
-aborted-record  | ABORT_REASON_ABORTED_RECORD_FOUND | contention | TransactionAbortedError(ABORT_REASON_ABORTED_RECORD_FOUND)
-client-reject   | ABORT_REASON_CLIENT_REJECT | contention | TransactionAbortedError(ABORT_REASON_CLIENT_REJECT): OWN
-pusher-aborted  | ABORT_REASON_PUSHER_ABORTED | contention | TransactionAbortedError(ABORT_REASON_PUSHER_ABORTED): OWN
-abort-span      | ABORT_REASON_ABORT_SPAN | contention | TransactionAbortedError(ABORT_REASON_ABORT_SPAN): OWN
-replay          | ABORT_REASON_RECORD_ALREADY_WRITTEN_POSSIBLE_REPLAY | cluster | \
-(ABORT_REASON_RECORD_ALREADY_WRITTEN_POSSIBLE_REPLAY): OWN
-timestamp-cache | ABORT_REASON_TIMESTAMP_CACHE_REJECTED | cluster | (ABORT_REASON_TIMESTAMP_CACHE_REJECTED): OWN
-new-lease       | ABORT_REASON_NEW_LEASE_PREVENTS_TXN | cluster | (ABORT_REASON_NEW_LEASE_PREVENTS_TXN): OWN
-""")
-# What the server may put between the prefix and the reason.
-WRAPPINGS = (
-    "",
-    "crdb_internal.force_retry(): ",
-    "read committed retry limit exceeded; set by max_retries_for_read_committed=10: ",
-    "cannot automatically retry since some results were already sent to the client: ",
-)
-
-
 @both_drivers
-@pytest.mark.parametrize("row", **cases(REASONS))
+@pytest.mark.parametrize("row", **cases(RESTARTS))
 def test_reason_of_a_restart(row: list[str], driver: str) -> None:
     """Every inner text of a 40001 has its bounded word and its cause, whatever is wrapped round it."""
-    _, word, cause, text = row
-    for wrapping in WRAPPINGS:
-        message = f"restart transaction: {wrapping}{RESTART[21:]}{text.replace(' OWN', ' ' + OWN)}"
-        got = found(wrapped(make("40001", message, driver), driver))
-        assert (got.retry, got.retry_reason, got.retry_cause) == ("yes", word, cause)
+    _, reason, cause, *_, text = row
+    for wrapping in WRAPPINGS.values():
+        got = found(wrapped(make("40001", restart(text, wrapping), driver), driver))
+        assert (got.retry, got.retry_reason, got.retry_cause) == ("yes", reason, cause)
 
 
 @pytest.mark.parametrize(
@@ -286,44 +143,6 @@ def test_restart_without_an_inner_reason(text: str, word: str, cause: str) -> No
     """The wrapping text is the reason where nothing else is; PostgreSQL's own words are unknown."""
     got = found(make("40001", text))
     assert (got.retry_reason, got.retry_cause) == (word, cause)
-
-
-OTHER_REASONS = table("""
-code  | word                    | cause      | text
-40002 | transaction_integrity   | unknown    |
-40P01 | deadlock                | contention |
-40003 | ambiguous_result        | cluster    |
-55P03 | lock_timeout            | contention | canceling statement due to lock timeout
-XCUBS | bounded_staleness       | cluster    |
-55C01 | schema_change           | cluster    |
-57014 | statement_timeout       | unknown    | query execution canceled due to statement timeout
-57014 | transaction_timeout     | unknown    | query execution canceled due to transaction timeout
-57014 | canceled                | unknown    | query execution canceled
-57P01 | admin_shutdown          | cluster    |
-57P02 | crash_shutdown          | cluster    |
-57P03 | cannot_connect_now      | cluster    |
-57P05 | idle_session_timeout    | cluster    |
-08006 | connection_lost         | cluster    |
--     | connect_failed          | cluster    | connection failed: x
-53300 | too_many_connections    | cluster    |
-53400 | transaction_limit       | cluster    |
-53200 | memory                  | cluster    |
-53000 | insufficient_resources  | cluster    |
-58C00 | range_unavailable       | cluster    |
-58C01 | node_connection         | cluster    |
-26000 | prepared_statement_lost | cluster    |
-XX000 | unknown                 | unknown    |
-23505 | -                       | -          |
-42P01 | -                       | -          |
-XXA00 | -                       | -          |
-""")
-
-
-@pytest.mark.parametrize("row", argvalues=OTHER_REASONS, ids=[f"{row[0]}-{row[1]}" for row in OTHER_REASONS])
-def test_reason_of_other_retries(row: list[str]) -> None:
-    """What may be retried has a bounded word and a cause, what never is has neither."""
-    got = found(make(code_of(row[0]), row[3]))
-    assert (got.retry_reason, got.retry_cause) == (code_of(row[1]), code_of(row[2]))
 
 
 # Seen in public logs.
@@ -426,7 +245,7 @@ def test_connect_errors_are_known_by_text(row: list[str], driver: str) -> None:
     message = f'{frame}connection to server at "10.0.0.1", port 26257 failed: {text}\n'
     exc = wrapped(make(None, message, driver), driver)
     got = found(exc, phase="connect")
-    assert (got.sqlstate, got.error_class, got.retry) == (code_of(code), error_class, retry)
+    assert (got.sqlstate, got.error_class, got.retry) == (none_or(code), error_class, retry)
     assert got.reconnect == (retry == "yes")
     assert sqlstate_of(exc) is None
 

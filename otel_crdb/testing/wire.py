@@ -2,7 +2,7 @@
 """A proxy for PostgreSQL's wire protocol that introduces the server behind it as a CockroachDB node.
 
 It changes the start-up: what a node says of itself there, and the process id that carries the node's number.
-After that two SETs are put into words PostgreSQL knows, and every other message passes byte for byte.
+After that a few statements are put into words PostgreSQL knows, and every other message passes byte for byte.
 `Session.to_server` and `Session.to_client` see each message before it goes on, and decide what goes on in its
 place.
 """
@@ -16,6 +16,7 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .dialect import translated
 from .frames import READ_SIZE, TO_CLIENT, TO_SERVER, Frame, FrameReader, ProtocolError, message, sqlstate
 from .wire_log import CONTROL_REQUEST, WireLog
 
@@ -44,16 +45,6 @@ REPORTED = frozenset(
         "session_authorization",
     }
 )
-
-# PostgreSQL takes unknown settings only when their names have a dot.
-SETTINGS = {
-    # django-cockroachdb sets it before it changes a column's type: 4.2 does always, later ones before v25.1.
-    b"SET enable_experimental_alter_column_type_general": (
-        b"SET cockroachdb.enable_experimental_alter_column_type_general"
-    ),
-    # run_transaction(retry_priority=…); CockroachDB: docs page set-transaction.
-    b"SET TRANSACTION PRIORITY": b"SET LOCAL cockroachdb.transaction_priority TO",
-}
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -164,9 +155,10 @@ class Session:
         self._log.to_server[TO_SERVER.get(kind, kind)] += 1
         if kind == "Q":
             self._log.add(self._number, "statement", frame.data[5:-1])
-            for foreign, known in SETTINGS.items():
-                if frame.data.startswith(foreign, 5):
-                    return message("Q", frame.data[5:].replace(foreign, known, 1))
+            text = frame.data[5:-1]
+            known = translated(text)
+            if known is not text:
+                return message("Q", known + b"\0")
         elif kind == "P":
             name, text = frame.data[5:].split(b"\0", 2)[:2]
             self._prepared[name.decode(errors="replace")] = text
