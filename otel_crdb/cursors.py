@@ -76,6 +76,7 @@ class _Statement(ClientOperation):
             quiet=quiet,
             suppress_driver=record.driver_instrumented and not driver_owns,
             goes_back=statement.operation == "ROLLBACK",
+            connection=record.connection,
         )
         request = current_request.get()
         if request is not None and not quiet and statement.operation not in SAVEPOINT_OPERATIONS:

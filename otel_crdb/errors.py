@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from otel_crdb.guidance import DOCS, GUIDANCE, REASON_GUIDANCE, Guidance
 from otel_crdb.sqlstates import (
     CLASS_RULES,
     DBAPI_CLASSES,
+    LOST,
     NAMED_CLASSES,
     OTHER,
     REASON_TEXT,
@@ -209,18 +211,24 @@ def _is_wrapper(error: BaseException) -> bool:
     cause = error.__cause__
     if cause is None or not _derives_from(error, _DJANGO_BASE) or not _is_database_error(cause):
         return False
-    return "TransactionManagementError" not in _class_names(error)
+    kind: Any = type(error)
+    return "TransactionManagementError" not in _class_names(kind)
 
 
 def _derives_from(error: BaseException, bases: frozenset[tuple[str, str]]) -> bool:
-    return any((cls.__module__, cls.__name__) in bases for cls in type(error).__mro__)
+    kind: Any = type(error)
+    return _has_base(kind, bases)
 
 
-def _class_names(error: BaseException) -> list[str]:
-    """Return the names of those classes of an error that a driver or Django defines, most special first."""
-    return [
-        cls.__name__ for cls in type(error).__mro__ if str(cls.__module__).split(".", 1)[0] in _ROOT_MODULES
-    ]
+@lru_cache(maxsize=256)
+def _has_base(kind: Any, bases: frozenset[tuple[str, str]]) -> bool:
+    return any((cls.__module__, cls.__name__) in bases for cls in kind.__mro__)
+
+
+@lru_cache(maxsize=256)
+def _class_names(kind: Any) -> list[str]:
+    """Return the names of those classes of an error's that a driver or Django defines, most special first."""
+    return [cls.__name__ for cls in kind.__mro__ if str(cls.__module__).split(".", 1)[0] in _ROOT_MODULES]
 
 
 # --- one error -------------------------------------------------------------------------------------------
@@ -232,7 +240,8 @@ def _look_up(error: BaseException) -> tuple[str | None, str, Rule]:
     message = _message(error)
     if sqlstate is not None:
         return sqlstate, message, _rule_of_code(sqlstate, message)
-    names = _class_names(error)
+    kind: Any = type(error)
+    names = _class_names(kind)
     named = next((NAMED_CLASSES[name] for name in names if name in NAMED_CLASSES), None)
     if isinstance(named, str):
         return named, message, _rule_of_code(named, message)
@@ -304,8 +313,16 @@ def _caution(finding: _Finding) -> int:
 
 
 def _cut_by_drain(finding: _Finding) -> _Finding:
-    """Take a bare 57014 on a connection that is gone for the shutdown that cut it (pkg/sql/pgwire: drain)."""
-    return finding._replace(rule=SHUTDOWN) if finding.rule.error_class == "cancelled" else finding
+    """Take a bare 57014 on a connection that is gone for the shutdown that cut it (pkg/sql/pgwire: drain).
+
+    And an error that no server gave a code to for the loss: psycopg 3 says so of a COMMIT that both were
+    answers of.
+    """
+    if finding.rule.error_class == "cancelled":
+        return finding._replace(rule=SHUTDOWN)
+    if finding.rule.error_class == "internal" and finding.sqlstate is None:
+        return finding._replace(rule=LOST)
+    return finding
 
 
 def _describe(finding: _Finding) -> Classification:
@@ -350,7 +367,7 @@ def _guidance(error_class: str, reason: Reason | None) -> Guidance:
 
 def _transaction_ids(finding: _Finding) -> tuple[str | None, str | None]:
     """Return the ids of this transaction and of the other one, as far as the text of a 40001 tells them."""
-    if _META not in finding.message:
+    if _META not in finding.message or finding.rule.error_class != "retryable":
         return None, None
     named = _OWN_TXN.findall(finding.message)
     own = named[-1] if named else None

@@ -66,8 +66,12 @@ def findings_of(failure: errors.Classification | None) -> dict[str, Any]:
     """Return the retry reason and what is known of the conflict, by attribute name."""
     if failure is None:
         return {}
-    pairs = ((name, getattr(failure, field)) for field, name in FINDINGS)
-    return {name: value for name, value in pairs if value is not None}
+    found = {}
+    for field, name in FINDINGS:
+        value = getattr(failure, field)
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def database_error(

@@ -16,7 +16,7 @@ from opentelemetry import trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import errors, events, semconv, signals
+from . import errors, events, facts, semconv, signals
 from .hooks import Hook
 from .state import current_request
 
@@ -49,6 +49,7 @@ class ClientOperation:
         "_driver_token",
         "_handled",
         "attributes",
+        "connection",
         "goes_back",
         "histogram",
         "phase",
@@ -59,7 +60,7 @@ class ClientOperation:
 
     def __init__(
         self,
-        facts: Facts,
+        known: Facts,
         name: str,
         span_attributes: Mapping[str, Any],
         *,
@@ -70,8 +71,11 @@ class ClientOperation:
         quiet: bool = False,
         suppress_driver: bool = False,
         goes_back: bool = False,
+        connection: Any = None,
     ) -> None:
         self.phase = phase
+        #: The driver's connection, once there is one.
+        self.connection = connection
         #: To a savepoint: refused where the transaction had failed before.
         self.goes_back = goes_back
         self.histogram = histogram
@@ -83,7 +87,7 @@ class ClientOperation:
         self.started = time.time_ns()
         self.span: Span | None = None
         if not quiet:
-            own = {**facts.span, **span_attributes}
+            own = {**known.span, **span_attributes}
             if transaction is not None:
                 own[semconv.TXN_ID] = transaction.id
             self.span = SPAN.run(self, name, own, context)
@@ -105,7 +109,7 @@ class ClientOperation:
         taken = ended - self.started
         if self.transaction is not None:
             self.transaction.database_time += taken
-        failure = None if error is None else CLASSIFY.run(error, self.phase, self._handled)
+        failure = None if error is None else CLASSIFY.run(self, error)
         consequence = self._is_consequence(failure)
         self.settle(error, failure)
         if self.span is None:
@@ -129,7 +133,9 @@ class ClientOperation:
             return
         if error is None:
             # Nothing succeeds in a transaction that the server has given up.
-            transaction.error = transaction.failure = None
+            if transaction.error is not None:
+                transaction.mended = (transaction.error, transaction.failure)
+                transaction.error = transaction.failure = None
         elif transaction.error is None:
             transaction.error, transaction.failure = error, failure
 
@@ -180,10 +186,10 @@ def _start_span(
     return signal.tracer.start_span(name, parent, SpanKind.CLIENT, attributes, start_time=operation.started)
 
 
-def _classify(
-    error: BaseException, phase: errors.Phase, handled: BaseException | None
-) -> errors.Classification | None:
-    return errors.classify(error, phase=phase, handled=handled)
+def _classify(operation: ClientOperation, error: BaseException) -> errors.Classification | None:
+    connection = operation.connection
+    gone = connection is not None and facts.transaction_status(connection) == facts.UNKNOWN
+    return errors.classify(error, phase=operation.phase, handled=operation._handled, connection_gone=gone)
 
 
 # Guarded by themselves, within a call's hook: where they fail, the record is kept all the same.

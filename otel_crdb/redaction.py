@@ -65,7 +65,7 @@ _NAMED = re.compile(
     r"|host|host name|socket|region|cluster setting|session variable|injected by)\s\Z",
     re.IGNORECASE,
 )
-_IDENTIFIER = re.compile(r"[\w$.@:/-]{1,128}")
+_IDENTIFIER = re.compile(r"[\w$.:/-]{1,128}")
 
 #: Words of class 22 messages (PostgreSQL backend/utils/adt, CockroachDB pkg/sql/sem and pkg/sql/types). A
 #: word not among them may be a value, quoted or not.
@@ -96,6 +96,8 @@ _DATA_TEXT = re.compile(
 )
 #: SQLSTATEs whose text is the value's or the application's: class 22, and what a RAISE or an ASSERT says.
 _DATA_CODES = ("22", "P0001", "P0004")
+#: CockroachDB's failed assertions (pkg/sql/pgwire/pgerror/flatten.go); what follows may be anything.
+_INTERNAL = "internal error:"
 #: SQLSTATEs in whose texts a bare number may be a literal; without a SQLSTATE it may be one too.
 _LITERAL_CODES = ("23", "42", "XX")
 
@@ -116,6 +118,8 @@ def mask_error_text(text: str, sqlstate: str | None = None) -> str:
     code = sqlstate if isinstance(sqlstate, str) else None
     text = _as_text(text)
     line = _primary_message(text[:_MESSAGE_INPUT])
+    if line.startswith(_INTERNAL):
+        return f"{_INTERNAL} {MASK}"
     if code.startswith(_DATA_CODES) if code else _DATA_TEXT.search(line):
         masked = _mask_data_error(line)
     else:
@@ -229,7 +233,8 @@ _MARKER = re.compile(
     r"(?m)duplicate key value|violates (?:unique|foreign key|check|not-null|exclusion) constraint"
     r"|restart transaction:|invalid input syntax for|invalid input value for enum|could not parse [\"'‹]"
     r"|value too long for type|date/time field value out of range|at or near [\"'‹]|result is ambiguous"
-    r"|Failing row contains \(|\bKey \([^)\n]{1,256}\)\s?=\s?\(|\bon row \([^)\n]{1,256}\)\s?=\s?\("
+    r"|Failing row contains \(|\bKey \([^\n]{1,256}?\)\s?=\s?\(|\bon row \([^\n]{1,256}?\)\s?=\s?\("
+    r"|\bCOPY [\w.\"]{1,128}, line \d"
     r"|/Table/\d{1,10}/\d|meta=\{id=|conflicting (?:locks|intents) on |\b(?:DETAIL|CONTEXT|STATEMENT):  "
     r"|^LINE \d{1,9}: "
 )

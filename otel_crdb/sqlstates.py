@@ -194,7 +194,10 @@ TEXT_RULES: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
         ),
         # pkg/sql/pgwire/server.go: server.max_connections_per_gateway.
         (
-            r"too many clients already|too many connections for|remaining connection slots are reserved",
+            (
+                r"too many clients already|too many connections for|remaining connection slots are reserved"
+                r"|maximum number of allowed connections is"
+            ),
             TOO_MANY._replace(sqlstate="53300", at_connect=True),
         ),
         # The frame libpq and psycopg put round a failed connect, whatever the language of what it holds.

@@ -84,6 +84,8 @@ class Transaction:
     #: The first error since a statement last succeeded, and what it means.
     error: BaseException | None = None
     failure: Classification | None = None
+    #: The last such error that a savepoint mended: it may still be on its way out of the block.
+    mended: tuple[BaseException, Classification | None] | None = None
     #: What the refusal of COMMIT, or its silence, means.
     commit_error: BaseException | None = None
     commit_failure: Classification | None = None

@@ -284,6 +284,7 @@ class _EndOperation(ClientOperation):
             histogram=signal.instruments.operation_duration,
             attributes={**record.facts.metric, semconv.DB_QUERY_SUMMARY: name},
             transaction=record.transaction,
+            connection=record.connection,
             quiet=quiet or is_suppressed() or of_testcase(wrapper),
             suppress_driver=record.driver_instrumented,
         )
@@ -351,10 +352,14 @@ def _begin_rollback(wrapper: Any) -> _Rollback | None:
         return None
     transaction = record.transaction
     if transaction is not None:
-        transaction.end_seen = True
+        leaving = sys.exc_info()[1]
+        left_normally = leaving is transaction.handled
+        # While COMMIT's own error is handled, a rollback proves nothing of it.
+        transaction.end_seen = transaction.end_seen or left_normally
+        if transaction.error is None and transaction.mended is not None and transaction.mended[0] is leaving:
+            transaction.error, transaction.failure = transaction.mended
         if transaction.atomic and status == facts.IN_ERROR and not transaction.rollback_asked:
             # Django rolls back without a word where a block is left normally but marked for rollback.
-            left_normally = sys.exc_info()[1] is transaction.handled
             transaction.silent_abort = left_normally and transaction.error is not None
     return _Rollback(wrapper, record, quiet=status == facts.UNKNOWN)
 

@@ -144,3 +144,38 @@ def test_exhausted_pool_is_an_overload(crdb):
         finally:
             first.close()
             first.close_pool()
+
+
+def test_default_port_is_not_told_and_hosts_behind_cloud_proxies_tell_no_node():
+    """``server.port`` is left out where it is CockroachDB's; a proxy's backend key is not read as a node."""
+
+    class Info:
+        dbname, host, port, backend_pid = "bank", "x.cockroachlabs.cloud", 26257, 3 << 20
+
+        @staticmethod
+        def parameter_status(name):
+            return "CockroachDB CCL v25.2.1 (x86_64)"
+
+    class Connection:
+        info = Info
+
+    assert dict(facts.of_connection(Connection).span) == {
+        "db.system.name": "cockroachdb",
+        "db.namespace": "bank",
+        "server.address": "x.cockroachlabs.cloud",
+        "cockroachdb.version": "v25.2.1",
+    }
+
+
+def test_facts_are_those_of_the_connection_in_use(telemetry, crdb):
+    """A wrapper that reconnects elsewhere tells the new place."""
+    wrapper = wrapper_with()
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT id FROM account")
+    wrapper.close()
+    wrapper.settings_dict["HOST"] = "localhost"
+    with wrapper.cursor() as cursor:
+        cursor.execute("SELECT id FROM account")
+    wrapper.close()
+    places = [span.attributes["server.address"] for span in telemetry.named("SELECT account")]
+    assert places == [crdb.host, "localhost"]

@@ -405,3 +405,34 @@ def test_statement_after_an_old_error_is_judged_by_itself(telemetry):
             cursor.execute("SELECT nothing FROM account")
     codes = [span.attributes["error.type"] for span in telemetry.named("SELECT account")]
     assert codes == ["22012", "42703"]
+
+
+def test_object_that_cannot_be_rendered_is_the_applications_error(telemetry):
+    """A composition that cannot be rendered fails as before, and is no fault of ours."""
+    from otel_crdb import hooks
+
+    if is_psycopg3:
+        from psycopg import sql
+    else:
+        from psycopg2 import sql
+    faults = dict(hooks.faults)
+    with pytest.raises(Exception, match="adapt"), connection.cursor() as cursor:
+        cursor.execute(sql.SQL("SELECT {}").format(sql.Literal(object())))
+    assert dict(hooks.faults) == faults
+
+
+@on_psycopg3
+def test_copy_that_fails_within_its_block_is_an_error(telemetry):
+    """An error after COPY has begun is on its span."""
+    with pytest.raises(DatabaseError), connection.cursor() as cursor:
+        with connection.wrap_database_errors, cursor.copy("COPY account (balance) FROM STDIN") as copying:
+            copying.write(b"not a number\n")
+    assert telemetry.one("COPY account").attributes["db.response.status_code"] == "22P02"
+
+
+def test_text_is_cut_to_the_limit():
+    """``query_text_limit`` cuts at a word and says so."""
+    with Telemetry(query_text_limit=20) as telemetry:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT id, email FROM account WHERE balance > 5")
+        assert telemetry.one("SELECT account").attributes["db.query.text"] == "SELECT id, email …"

@@ -195,3 +195,38 @@ def test_statement_span_yields_to_the_driver_on_demand(driver_instrumentation):
         Account.objects.count()
         assert "SELECT account" not in telemetry.names()
         assert "SELECT" in [span.name for span in driver_instrumentation.spans]
+
+
+def test_instrument_that_fails_leaves_nothing_behind(monkeypatch):
+    """Where instrumenting fails half-way, every hook is out again and the next call works."""
+    before = anatomy()
+
+    def fail(self, **_):
+        raise RuntimeError("contrib failed")
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="contrib failed"):
+        patched.setattr(DjangoInstrumentor, "_instrument", fail)
+        otel_crdb.instrument()
+    assert anatomy() == before
+    with Telemetry() as telemetry:
+        Account.objects.count()
+        assert telemetry.names().count("SELECT account") == 1
+
+
+def test_middleware_of_an_overridden_setting(accounts):
+    """Uninstrumented within other settings, the next ``instrument()`` still puts in one middleware."""
+    from django.test import override_settings
+
+    before = settings.MIDDLEWARE
+    try:
+        telemetry = Telemetry().__enter__()
+        with override_settings(MIDDLEWARE=[]):
+            otel_crdb.uninstrument()
+        telemetry.instrument()
+        ours = f"{RequestMiddleware.__module__}.{RequestMiddleware.__qualname__}"
+        assert settings.MIDDLEWARE.count(ours) == 1
+        Client().get("/transfer/1/")
+        assert len([span for span in telemetry.spans if span.kind is SpanKind.SERVER]) == 1
+    finally:
+        otel_crdb.uninstrument()
+        settings.MIDDLEWARE = before

@@ -176,3 +176,33 @@ def test_nobody_listening_is_told_and_harms_nothing():
             OTEL_EXPORTER_OTLP_TIMEOUT="1",
         )
     assert done.stdout.split()[0] == "2"
+
+
+def test_flush_keeps_to_its_time():
+    """``flush(timeout)`` comes back in time with False where the collector takes a connection and is silent."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = run(
+            "otel_crdb.instrument()"
+            + WORK
+            + "import time; began = time.monotonic(); sent = otel_crdb.flush(timeout=0.2)\n"
+            + "print(sent, time.monotonic() - began < 5, flush=True); os._exit(0)",
+            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+        )
+    assert done.stdout.split() == ["False", "True"]
+
+
+def test_protocol_can_be_chosen_for_one_signal(receiver):
+    """``OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc`` makes the gRPC exporter for traces alone."""
+    done = run(
+        """
+        from otel_crdb import pipeline
+        print(*(type(pipeline._otlp_exporter(s)).__module__.split(".")[4] for s in ("TRACES", "METRICS")))
+        os._exit(0)
+        """,
+        OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="grpc",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+    )
+    assert done.stdout.split() == ["grpc", "http"]

@@ -17,10 +17,15 @@ from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
 from django.db.models import Value
 from django.db.models.functions import Concat
+from django.test import Client, RequestFactory
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind, StatusCode
+
+from otel_crdb.requests import RequestMiddleware
 
 from .project import views
 from .project.models import Account
+from .telemetry import Telemetry
 
 pytestmark = [
     pytest.mark.usefixtures("accounts"),
@@ -234,8 +239,6 @@ def test_asynchronous_requests_do_not_hop_threads(asgi, telemetry):
     """The middleware runs in the event loop's thread: an asynchronous chain stays asynchronous."""
     from asgiref.sync import iscoroutinefunction
 
-    from otel_crdb.requests import RequestMiddleware
-
     async def answer(request):
         return None
 
@@ -263,3 +266,85 @@ def test_totals_survive_a_json_trip(wsgi, telemetry):
     exported = json.loads(server_span(telemetry).to_json())["attributes"]
     assert isinstance(exported["cockroachdb.request.db_time"], float)
     assert isinstance(exported["cockroachdb.request.transactions"], int)
+
+
+def test_secrets_of_the_url_are_masked_under_the_old_names_too(telemetry, monkeypatch):
+    """With ``http/dup`` contrib tells the URL under its old names as well: masked there as here."""
+    from opentelemetry.instrumentation._semconv import _StabilityMode
+    from opentelemetry.instrumentation.django.middleware.otel_middleware import _DjangoMiddleware
+
+    monkeypatch.setattr(_DjangoMiddleware, "_sem_conv_opt_in_mode", _StabilityMode.HTTP_DUP)
+    Client().get(f"/nothing/?token={SECRET}&page=2")
+    assert "page=2" in server_span(telemetry).attributes["http.url"]
+    assert SECRET not in telemetry.everything()
+
+
+def test_middleware_that_stands_twice_makes_one_span(telemetry, settings_middleware):
+    """Our middleware listed twice, by hand or by an earlier time, tells a request once."""
+    settings_middleware(["otel_crdb.requests.RequestMiddleware"] * 2)
+    Client().get("/transfer/1/")
+    assert len([span for span in telemetry.spans if span.kind is SpanKind.SERVER]) == 1
+    assert server_span(telemetry).attributes["cockroachdb.request.statements"] == 2
+
+
+@pytest.fixture
+def settings_middleware(monkeypatch):
+    """Return what changes the settings' middleware for a test."""
+    from django.conf import settings
+
+    return lambda names: monkeypatch.setattr(settings, "MIDDLEWARE", names)
+
+
+def test_file_is_sent_as_it_is(telemetry):
+    """A file's response keeps its file, so that servers can send it by themselves."""
+    response = RequestMiddleware(views.file)(RequestFactory().get("/file/"))
+    assert response.file_to_stream is not None
+    assert b"".join(response.streaming_content).startswith(b"# SPDX")
+    response.close()
+
+
+def test_stream_that_fails_or_is_left_half_way(telemetry):
+    """A body that raises, or is closed early, leaves nothing current, and its statements in the trace."""
+    response = RequestMiddleware(views.stream)(RequestFactory().get("/stream/"))
+    assert next(iter(response.streaming_content)) == b"a@example.com\n"
+    assert trace.get_current_span() is trace.INVALID_SPAN
+    response.close()
+    assert telemetry.one("SELECT account").parent.span_id == server_span(telemetry).context.span_id
+
+
+def test_request_that_the_process_leaves_ends_its_span(telemetry):
+    """A SystemExit in a view (a worker that is told to stop) ends the span and its data point as an error."""
+
+    def leave(request):
+        raise SystemExit
+
+    middleware = RequestMiddleware(leave)
+    with pytest.raises(SystemExit):
+        middleware(RequestFactory().get("/nothing/", headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}))
+    span = server_span(telemetry)
+    assert span.attributes["error.type"] == "SystemExit"
+    assert span.status.status_code is StatusCode.ERROR
+    (point,) = telemetry.points("http.server.request.duration")
+    assert point.attributes["error.type"] == "SystemExit"
+
+
+@pytest.mark.parametrize(("choice", "on_span", "as_record"), [("logs", 0, 1), ("logs/dup", 1, 1)])
+def test_exception_of_a_request_goes_where_the_opt_in_says(monkeypatch, choice, on_span, as_record):
+    """``OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN`` holds for the request's exception too."""
+    monkeypatch.setenv("OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN", choice)
+    with Telemetry() as telemetry:
+        Client(raise_request_exception=False).get("/broken/")
+        assert len(server_span(telemetry).events) == on_span
+        records = [r for r in telemetry.log_records if r.event_name == "http.server.request.exception"]
+        assert len(records) == as_record
+        assert records[0].attributes["exception.type"] == "builtins.ValueError"
+
+
+def test_excluded_urls_have_no_span(telemetry, monkeypatch):
+    """Contrib's list of excluded URLs holds."""
+    from opentelemetry.instrumentation.django.middleware.otel_middleware import _DjangoMiddleware
+    from opentelemetry.util.http import parse_excluded_urls
+
+    monkeypatch.setattr(_DjangoMiddleware, "_excluded_urls", parse_excluded_urls("nothing"))
+    assert Client().get("/nothing/").content == b"nothing"
+    assert telemetry.names() == []

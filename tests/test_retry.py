@@ -628,3 +628,50 @@ def test_errors_are_what_django_code_catches():
     assert issubclass(AmbiguousCommitError, DatabaseError)
     assert issubclass(RetriesExhaustedError, DatabaseError)
     assert otel_crdb.run_transaction is run_transaction
+
+
+@pytest.mark.parametrize("blind", ["_commit overridden", "COMMIT hook failing", "autocommit hook failing"])
+def test_commit_that_no_record_saw_is_never_repeated(telemetry, naps, monkeypatch, blind):
+    """Where the hooks did not see COMMIT, a link lost after the function returned is ambiguous."""
+    from otel_crdb import transactions
+
+    wrapper = connections["other"]
+    wrapper.ensure_connection()
+
+    def committing_and_lost():
+        wrapper.connection.commit()
+        wrapper.connection.close()
+        raise OperationalError(
+            "server closed the connection unexpectedly"
+        ) from wrapper.Database.OperationalError("server closed the connection unexpectedly")
+
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("a defect of ours")
+
+    if blind == "COMMIT hook failing":
+        monkeypatch.setattr(transactions.COMMIT, "begin", fail)
+    if blind == "autocommit hook failing":
+        monkeypatch.setattr(transactions.SET_AUTOCOMMIT, "begin", fail)
+    monkeypatch.setattr(wrapper, "_commit", committing_and_lost)
+    with pytest.raises(AmbiguousCommitError):
+        run_transaction(earn, 1, "other", using="other")
+    wrapper.close()
+    assert (balance(), naps) == (101, [])
+
+
+def test_function_that_commits_by_itself_is_never_repeated(telemetry, naps):
+    """A COMMIT sent as text within the function is a commit: what fails after it is not run again."""
+    inner = conflicting(1)
+
+    def pay():
+        earn()
+        with connection.cursor() as cursor:
+            cursor.execute("COMMIT")
+            cursor.execute(
+                "DO $$ BEGIN RAISE EXCEPTION 'restart transaction' USING ERRCODE = '40001'; END $$"
+            )
+        return inner()
+
+    with pytest.raises(DatabaseError):
+        run_transaction(pay)
+    assert (balance(), naps) == (101, [])

@@ -19,7 +19,7 @@ from opentelemetry import baggage, context
 from opentelemetry.trace import StatusCode
 
 from .project.models import Account
-from .servers import commit_fails_with, cut, serialization_conflict
+from .servers import commit_fails_with, cut, interfere, serialization_conflict
 
 pytestmark = pytest.mark.usefixtures("accounts")
 
@@ -512,3 +512,199 @@ def test_duration_of_the_transaction_is_its_spans(telemetry, crdb):
     assert point.sum == pytest.approx((span.end_time - span.start_time) / 1e9)
     assert point.attributes[OUTCOME] == "committed"
     assert point.attributes["db.namespace"] == crdb.database
+
+
+def test_idle_time_is_what_the_statements_and_commit_leave(telemetry):
+    """Idle time is the transaction's duration without that of the calls in it, in seconds."""
+    with transaction.atomic():
+        pay()
+        pay()
+    (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    calls = sum(child.end_time - child.start_time for child in telemetry.children(span))
+    whole = span.end_time - span.start_time
+    assert span.attributes["cockroachdb.txn.idle_time"] == pytest.approx((whole - calls) / 1e9)
+
+
+def test_error_that_was_dealt_with_is_not_the_reason_of_a_later_rollback(telemetry):
+    """After a savepoint mended an error, the application's own exception is what rolls back."""
+    with pytest.raises(ValueError, match="mine"), transaction.atomic():
+        with pytest.raises(IntegrityError), transaction.atomic():
+            Account.objects.create(email="a@example.com")
+        pay()
+        raise ValueError("mine")
+    (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    assert span.attributes[OUTCOME] == "rolled_back"
+    assert span.status.status_code is StatusCode.UNSET
+
+
+def test_error_that_leaves_through_a_savepoint_is_the_transactions(telemetry):
+    """An error on its way out of a nested block fails the whole, though the savepoint was rolled back to."""
+    with pytest.raises(IntegrityError), transaction.atomic():
+        pay()
+        with transaction.atomic():
+            Account.objects.create(email="a@example.com")
+    (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    assert span.attributes[OUTCOME] == "failed"
+    assert span.attributes["db.response.status_code"] == "23505"
+
+
+def test_first_error_is_the_transactions_and_its_consequences_are_not_counted(telemetry):
+    """What a failed transaction answers to further statements (25P02) is no new error."""
+    with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+        pay()
+        with pytest.raises(IntegrityError):
+            cursor.execute("INSERT INTO account (email, balance) VALUES ('a@example.com', 1)")
+        cursor.execute("SELECT id FROM account")
+    (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    assert span.attributes["db.response.status_code"] == "23505"
+    assert telemetry.one("SELECT account").attributes["db.response.status_code"] == "25P02"
+    assert telemetry.one("SELECT account").events == ()
+    assert [point.value for point in telemetry.points("cockroachdb.client.errors")] == [1]
+
+
+def test_error_met_while_another_is_handled_is_judged_by_itself(telemetry):
+    """A conflict met while a duplicate key is being dealt with (``get_or_create``) is still retryable."""
+    with pytest.raises(OperationalError), transaction.atomic():
+        sum(account.balance for account in Account.objects.all())
+        interfere()
+        try:
+            with transaction.atomic():
+                Account.objects.create(email="a@example.com")
+        except IntegrityError:
+            Account.objects.filter(email="a@example.com").update(balance=1)
+            Account.objects.filter(email="b@example.com").update(balance=1)
+    assert [outcome for outcome, _ in transactions_of(telemetry)] == ["retryable"]
+
+
+def test_rollback_that_was_asked_for_after_an_error_is_no_silent_abort(telemetry):
+    """An error that the application answers by ``set_rollback(True)`` is dealt with, not swallowed."""
+    with transaction.atomic():
+        pay()
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute("INSERT INTO account (email, balance) VALUES ('a@example.com', 1)")
+        except IntegrityError:
+            transaction.set_rollback(True)
+    assert telemetry.points("cockroachdb.client.txn.silent_aborts") == []
+    (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    assert span.events == ()
+
+
+def test_commit_sent_as_text_is_a_commit(telemetry):
+    """A COMMIT that the application sends by itself counts as what it is."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        pay()
+        cursor.execute("COMMIT")
+    assert Account.objects.get(email="a@example.com").balance == 1
+    assert [outcome for outcome, _ in transactions_of(telemetry)] == ["committed"]
+
+
+def test_interrupt_while_commit_waits_is_ambiguous(telemetry):
+    """A process that is told to stop while COMMIT waits for its answer does not know what became of it."""
+
+    class Interrupted:
+        def __init__(self, driver_connection):
+            self._connection = driver_connection
+
+        def __getattr__(self, name):
+            return getattr(self._connection, name)
+
+        def commit(self):
+            raise KeyboardInterrupt
+
+    wrapper = connections["default"]
+    driver_connection = None
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            with transaction.atomic():
+                pay()
+                driver_connection = wrapper.connection
+                wrapper.connection = Interrupted(driver_connection)
+        finally:
+            wrapper.connection = driver_connection
+    assert [outcome for outcome, _ in transactions_of(telemetry)] == ["ambiguous"]
+    wrapper.close()
+    wrapper.in_atomic_block = False
+
+
+def test_span_of_the_application_around_the_first_statement_keeps_its_place(telemetry):
+    """A span that the application opened before the block's first statement keeps what is inside it."""
+    tracer = telemetry.tracer_provider.get_tracer("application")
+    with transaction.atomic():
+        with tracer.start_as_current_span("first"):
+            pay()
+            with tracer.start_as_current_span("inner"):
+                pass
+        pay()
+        with tracer.start_as_current_span("second"):
+            pass
+    block = next(span for span in telemetry.spans if OUTCOME in span.attributes)
+    assert telemetry.one("inner").parent.span_id == telemetry.one("first").context.span_id
+    assert telemetry.one("second").parent.span_id == block.context.span_id
+
+
+def test_block_whose_statements_run_in_another_thread_leaves_nothing_current_there(telemetry):
+    """A connection shared with another thread makes no span current in that thread."""
+    from opentelemetry import trace
+
+    wrapper, current = connections["default"], []
+    wrapper.inc_thread_sharing()
+
+    def run():
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT id FROM account")
+        current.append(trace.get_current_span())
+
+    try:
+        with transaction.atomic():
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+    finally:
+        wrapper.dec_thread_sharing()
+    assert current == [trace.INVALID_SPAN]
+    assert [outcome for outcome, _ in transactions_of(telemetry)] == ["committed"]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "otel_crdb.operations.events.words_of",
+        "otel_crdb.operations.errors.classify",
+        "otel_crdb.transactions.outcome_of",
+        "otel_crdb.transactions.events.words_of",
+        "otel_crdb.facts.transaction_status",
+    ],
+)
+def test_every_span_ends_where_a_part_of_telemetry_fails(telemetry, monkeypatch, part):
+    """Whatever fails within a hook, every span that was begun is ended, and nothing is left current."""
+    monkeypatch.setattr(part, boom)
+    with transaction.atomic():
+        pay()
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Account.objects.create(email="a@example.com")
+    names = telemetry.names()
+    assert [names.count(name) for name in ("UPDATE account", "COMMIT", "INSERT account", "ROLLBACK")] == [
+        1
+    ] * 4
+    assert len([name for name in names if name.startswith("transaction ")]) == 2
+
+
+def boom(*_args, **_kwargs):
+    raise RuntimeError("a defect of ours")
+
+
+def test_commit_is_known_as_committed_where_its_span_cannot_be_made(telemetry, monkeypatch):
+    """A span processor that fails on COMMIT's span does not make a committed transaction ambiguous."""
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    class Failing(SpanProcessor):
+        def on_start(self, span, parent_context=None):
+            if span.name == "COMMIT":
+                raise RuntimeError
+
+    telemetry.tracer_provider.add_span_processor(Failing())
+    with transaction.atomic():
+        pay()
+    (span,) = [span for span in telemetry.spans if OUTCOME in span.attributes]
+    assert span.attributes[OUTCOME] == "committed"

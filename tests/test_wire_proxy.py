@@ -435,3 +435,21 @@ def test_a_length_that_cannot_be_is_an_error() -> None:
 
     with pytest.raises(ProtocolError):
         asyncio.run(read())
+
+
+@pytest.mark.parametrize(
+    ("foreign", "known"),
+    [
+        (b"SELECT 1", b"SELECT 1"),
+        (b"SET TRANSACTION PRIORITY HIGH", b"SET LOCAL cockroachdb.transaction_priority TO HIGH"),
+        (
+            b'CREATE TABLE "t" ("a" integer, INDEX "i" ("a"), INDEX "j" ("a"))',
+            b'CREATE TABLE "t" ("a" integer); CREATE INDEX "i" ON "t" ("a"); CREATE INDEX "j" ON "t" ("a")',
+        ),
+    ],
+)
+def test_foreign_words_are_translated(foreign, known):
+    """What only CockroachDB understands of django-cockroachdb's statements reaches PostgreSQL in its words."""
+    from otel_crdb.testing.dialect import translated
+
+    assert translated(foreign) == known

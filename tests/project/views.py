@@ -2,10 +2,11 @@
 """Views of the tests' project: each one thing that an application does with its database."""
 
 import asyncio
+from pathlib import Path
 
 from asgiref.sync import sync_to_async
 from django.db import IntegrityError, connection, transaction
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpResponse, StreamingHttpResponse
 
 from .models import Account
 
@@ -58,6 +59,11 @@ def conflict(request):
             )
         interfere()
     return HttpResponse("committed")
+
+
+def file(request):
+    """Send a file."""
+    return FileResponse(Path(__file__).open("rb"))
 
 
 def retried(request):
