@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from django.db import connections, transaction
 
-from . import errors, recording, retry_telemetry, transactions
+from . import errors, outcomes, recording, retry_telemetry
 from .policy import AmbiguousCommitError, Attempt, Policy, RetriesExhaustedError
 from .state import LogicalTransaction, Phase, new_transaction_id, record_of
 
@@ -100,7 +100,7 @@ class Run:
                 raise
         else:
             silent = logical.transaction is not None and logical.transaction.silent_abort
-            self.outcome = transactions.ROLLED_BACK if silent else transactions.COMMITTED
+            self.outcome = outcomes.ROLLED_BACK if silent else outcomes.COMMITTED
             if not silent:
                 retry_telemetry.committed(self)
                 return Committed(result)
@@ -120,7 +120,7 @@ class Run:
         """Treat a block that ended well in a transaction given up as the error that was swallowed in it."""
         aborted = logical.transaction
         assert aborted is not None and aborted.error is not None  # noqa: PT018 - a silent abort has its error
-        verdict = _Verdict(transactions.ROLLED_BACK, aborted.failure)
+        verdict = _Verdict(outcomes.ROLLED_BACK, aborted.failure)
         wait = self._wait_after(aborted.error, verdict, last_chance=last_chance)
         if wait is None:
             raise aborted.error
@@ -135,11 +135,11 @@ class Run:
 
         """
         failure = verdict.failure
-        if verdict.outcome == transactions.COMMITTED:
+        if verdict.outcome == outcomes.COMMITTED:
             retry_telemetry.failed_after_commit(self, error)
             return None
         if failure is None or not isinstance(error, Exception) or not self._may_repeat(verdict):
-            if verdict.outcome == transactions.AMBIGUOUS and isinstance(error, Exception):
+            if verdict.outcome == outcomes.AMBIGUOUS and isinstance(error, Exception):
                 self._give_up(error, verdict)
             return None
         wait = self._backoff(failure)
@@ -168,15 +168,15 @@ class Run:
             self.attempts.append(Attempt(self.begun, verdict.outcome, error, failure, None))
         attempts = tuple(self.attempts)
         # An earlier attempt that may have been applied is not undone by later ones that were not.
-        if any(attempt.outcome == transactions.AMBIGUOUS for attempt in attempts) or not attempts:
-            self.outcome = transactions.AMBIGUOUS
+        if any(attempt.outcome == outcomes.AMBIGUOUS for attempt in attempts) or not attempts:
+            self.outcome = outcomes.AMBIGUOUS
             raise AmbiguousCommitError(
                 f"{self.name}: COMMIT was sent and its answer is unknown; the transaction may or may not "
                 f"have been applied (txn_id={self.id}). Read whether it was, or say idempotent=True where "
                 "running it twice does no harm.",
                 attempts,
             ) from errors.driver_error(error)
-        self.outcome = transactions.FAILED
+        self.outcome = outcomes.FAILED
         retry_telemetry.exhausted(self)
         raise RetriesExhaustedError(
             f"{self.name}: refused {len(attempts)} times, last for "
@@ -199,12 +199,12 @@ def _judge(
     attempt = logical.transaction
     if attempt is None or (phase == "commit" and not attempt.end_seen):
         return _judge_unrecorded(error, phase, handled)
-    outcome = transactions.outcome_of(attempt)
+    outcome = outcomes.outcome_of(attempt)
     if attempt.phase >= Phase.COMMIT_SENT:
         return _Verdict(outcome, attempt.commit_failure or attempt.failure)
     failure = attempt.failure or errors.classify(error, phase="statement", handled=attempt.handled)
-    if failure is not None and outcome == transactions.ROLLED_BACK and failure.retry == "yes":
-        outcome = transactions.RETRYABLE
+    if failure is not None and outcome == outcomes.ROLLED_BACK and failure.retry == "yes":
+        outcome = outcomes.RETRYABLE
     return _Verdict(outcome, failure)
 
 
@@ -216,7 +216,7 @@ def _judge_unrecorded(error: BaseException, phase: errors.Phase, handled: BaseEx
     """
     failure = errors.classify(error, phase=phase, handled=handled)
     doubtful = phase == "commit" and failure is not None and failure.retry == "if_idempotent"
-    return _Verdict(transactions.AMBIGUOUS if doubtful else transactions.ROLLED_BACK, failure)
+    return _Verdict(outcomes.AMBIGUOUS if doubtful else outcomes.ROLLED_BACK, failure)
 
 
 def name_of(fn: Callable[..., Any]) -> str:

@@ -31,6 +31,7 @@ from .state import RequestRecord, current_request
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
+    from typing_extensions import Self
 
 
 #: In ``request.META``: the request has its span.
@@ -53,28 +54,29 @@ class RequestMiddleware:
         """Answer the request, or return what will."""
         if iscoroutinefunction(self):
             return self._answer_async(request)
-        exchange = REQUEST.start(self._contrib, request)
-        try:
-            response = self.get_response(request)
-        except BaseException as error:
-            if exchange is not None:
-                REQUEST.finish(exchange, None, error)
-            raise
-        if exchange is not None:
-            REQUEST.finish(exchange, response, None)
-        return response
+        with _Observed(self._contrib, request) as observed:
+            observed.response = self.get_response(request)
+        return observed.response
 
     async def _answer_async(self, request: Any) -> Any:
-        exchange = REQUEST.start(self._contrib, request)
-        try:
-            response = await self.get_response(request)
-        except BaseException as error:
-            if exchange is not None:
-                REQUEST.finish(exchange, None, error)
-            raise
-        if exchange is not None:
-            REQUEST.finish(exchange, response, None)
-        return response
+        with _Observed(self._contrib, request) as observed:
+            observed.response = await self.get_response(request)
+        return observed.response
+
+
+class _Observed:
+    """The hook around a request: the same for both ways to answer it."""
+
+    def __init__(self, contrib: Any, request: Any) -> None:
+        self.response: Any = None
+        self._exchange = REQUEST.start(contrib, request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._exchange is not None:
+            REQUEST.finish(self._exchange, self.response, error)
 
 
 #: Where a query stands under the old names, which ``http/dup`` brings back.

@@ -14,7 +14,7 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import events, facts, semconv, signals, transactions
+from . import events, facts, outcomes, semconv, signals
 from .hooks import Hook
 from .operations import is_suppressed
 from .state import current_request
@@ -62,13 +62,13 @@ class LogicalSpan:
         """End it with the outcome of the whole."""
         context_api.detach(self._token)
         run, signal = self.run, signals.current
-        outcome = run.outcome or transactions.ROLLED_BACK
+        outcome = run.outcome or outcomes.ROLLED_BACK
         if signal is not None and run.begun:
             name = signal.instruments.bounded_name(run.name)
             words = {**self.metric, semconv.TXN_NAME: name, semconv.TXN_OUTCOME: outcome}
             signal.instruments.transaction_attempts.record(run.begun, words)
         self.span.set_attributes({semconv.TXN_ATTEMPTS: run.begun, semconv.TXN_OUTCOME: outcome})
-        if error is not None and outcome in transactions.FAILED_OUTCOMES:
+        if error is not None and outcome in outcomes.FAILURES:
             failure = run.attempts[-1].failure if run.attempts else None
             words_of_error = events.words_of(run.attempts[-1].error if run.attempts else error, failure)
             self.span.set_attributes(words_of_error.span)

@@ -18,7 +18,7 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import errors, events, facts, semconv, signals
+from . import errors, events, facts, outcomes, semconv, signals
 from .hooks import Hook
 from .operations import BLOCK, ClientOperation, is_suppressed
 from .state import ConnectionRecord, Phase, Transaction, connected, current_request, record_of
@@ -125,11 +125,11 @@ def _leave_context(transaction: Transaction) -> None:
 def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction, ended: int) -> None:
     span = transaction.span
     assert span is not None
-    outcome = outcome_of(transaction)
+    outcome = outcomes.outcome_of(transaction)
     failure = transaction.commit_failure or transaction.failure
     taken = ended - transaction.started
     words: dict[str, Any] = {semconv.TXN_OUTCOME: outcome}
-    if outcome in FAILED_OUTCOMES or transaction.silent_abort:
+    if outcome in outcomes.FAILURES or transaction.silent_abort:
         words.update(_failure_words(transaction, failure))
         span.set_status(Status(StatusCode.ERROR))
     request = current_request.get()
@@ -153,46 +153,10 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
     if transaction.silent_abort:
         events.transaction_event(span, semconv.SILENT_ABORT_EVENT, transaction, known.namespace)
         signal.instruments.silent_aborts.add(1, known.metric)
-    elif outcome == AMBIGUOUS:
+    elif outcome == outcomes.AMBIGUOUS:
         events.transaction_event(span, semconv.AMBIGUOUS_EVENT, transaction, known.namespace)
     if request is not None:
         request.transactions += 1
-
-
-COMMITTED, ROLLED_BACK, RETRYABLE, AMBIGUOUS, FAILED = (
-    "committed",
-    "rolled_back",
-    "retryable",
-    "ambiguous",
-    "failed",
-)
-FAILED_OUTCOMES = frozenset({RETRYABLE, AMBIGUOUS, FAILED})
-
-
-def outcome_of(transaction: Transaction) -> str:
-    """Return the one word for how a transaction ended, read from its record."""
-    if transaction.silent_abort:
-        return ROLLED_BACK
-    if transaction.phase is Phase.COMMIT_ANSWERED:
-        return COMMITTED
-    if transaction.phase is Phase.COMMIT_SENT:
-        return _outcome_of_refused_commit(transaction.commit_failure)
-    if transaction.error is None:
-        return ROLLED_BACK
-    failure = transaction.failure
-    return RETRYABLE if failure is not None and failure.retry == "yes" else FAILED
-
-
-def _outcome_of_refused_commit(failure: Classification | None) -> str:
-    """Return what a COMMIT that was sent and not acknowledged came to.
-
-    No answer at all (the process was told to stop while it waited) is as unknown as a lost one.
-    """
-    if failure is None or failure.retry == "if_idempotent":
-        return AMBIGUOUS
-    if failure.error_class == "committed_with_ddl_failure":
-        return COMMITTED
-    return RETRYABLE if failure.retry == "yes" else FAILED
 
 
 def _failure_words(transaction: Transaction, failure: Classification | None) -> dict[str, str]:

@@ -671,7 +671,7 @@ def test_block_whose_statements_run_in_another_thread_leaves_nothing_current_the
     [
         "otel_crdb.operations.events.words_of",
         "otel_crdb.operations.errors.classify",
-        "otel_crdb.transactions.outcome_of",
+        "otel_crdb.outcomes.outcome_of",
         "otel_crdb.transactions.events.words_of",
         "otel_crdb.facts.transaction_status",
     ],
