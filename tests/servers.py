@@ -6,12 +6,20 @@ import contextlib
 import itertools
 import threading
 
+import pytest
 from django.db import connection, transaction
 from django.db.models import F
 
 from otel_crdb.testing.wire import Announcement, Session, WireProxy
 
 from .project.models import Account
+
+
+def needs_postgresql():
+    """Skip the test on a real CockroachDB: it has the server fail by PostgreSQL's own means."""
+    connection.ensure_connection()
+    if "played by otel_crdb" not in (connection.connection.info.parameter_status("crdb_version") or ""):
+        pytest.skip("has PostgreSQL fail by means that CockroachDB has not")
 
 
 def driver_connect(wrapper):
@@ -26,6 +34,7 @@ def commit_fails_with(sqlstate):
     A deferred trigger raises it, so the server itself sends it, as the answer of COMMIT. With
     ``"terminate"`` the trigger ends the session instead: COMMIT has no answer.
     """
+    needs_postgresql()
     action = (
         "PERFORM pg_terminate_backend(pg_backend_pid())"
         if sqlstate == "terminate"
@@ -102,6 +111,7 @@ def conflicting(times):
 
 def cut(wrapper):
     """End the wrapper's session from another one."""
+    needs_postgresql()
     cursor = wrapper.connection.cursor()
     cursor.execute("SELECT pg_backend_pid()")
     (pid,) = cursor.fetchone()

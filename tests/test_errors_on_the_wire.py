@@ -18,7 +18,7 @@ from otel_crdb.testing.frames import message
 from otel_crdb.testing.wire import Session
 
 from .errors_of_cockroachdb import CASES, PLANTED, REFUSALS, ROWS, cases, none_or, planted, restart
-from .servers import CuttingProxy, driver_connect
+from .servers import CuttingProxy, driver_connect, needs_postgresql
 from .telemetry import Telemetry
 
 INSERT = "INSERT INTO refusal (moment, code, message, detail, hint) VALUES (%s, %s, %s, %s, %s)"
@@ -33,6 +33,7 @@ by_case = pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.fixture(scope="module", autouse=True)
 def _refusals():
     """Make the table whose rows are refused, by what stands in them: at once, or at COMMIT."""
+    needs_postgresql()
     connection.close()
     other = driver_connect(connection)
     other.autocommit = True
