@@ -37,6 +37,7 @@ DRIVERS = ("psycopg", "psycopg2")
 def main() -> int:
     """Run the demo and return its exit status."""
     screen = report.Screen()
+    signal.signal(signal.SIGINT, _stop)  # also where the shell that started it in the background ignores it
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGHUP, _stop)
     children = Children()

@@ -101,12 +101,13 @@ def accounts(_tables):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays_current():
-    """No test leaves a span current behind it."""
+def _nothing_stays_behind():
+    """No test leaves a span current behind it, nor sets the providers of the whole process."""
     from opentelemetry import trace
 
     yield
     assert trace.get_current_span() is trace.INVALID_SPAN
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
 
 
 @pytest.fixture

@@ -206,7 +206,7 @@ def test_instrument_that_fails_leaves_nothing_behind(monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="contrib failed"):
         patched.setattr(DjangoInstrumentor, "_instrument", fail)
-        otel_crdb.instrument()
+        Telemetry().instrument()
     assert anatomy() == before
     with Telemetry() as telemetry:
         Account.objects.count()

@@ -47,21 +47,23 @@ class Lease:
                 self._supervisor = _spawn(order, read_end, far_link.fileno())
         finally:
             os.close(read_end)
+        self.facts: dict[str, Any] = {}
         try:
-            self.facts = self._await_ready()
+            self._await_ready()
         except BaseException:
             self.leave()
             raise
 
-    def _await_ready(self) -> dict[str, Any]:
+    def _await_ready(self) -> None:
         with self._link.makefile("rb") as lines:
-            line = lines.readline()
-        if not line:
-            raise ServerError("the test server's supervisor ended before the server was ready")
-        facts: dict[str, Any] = json.loads(line)
-        if "error" in facts:
-            raise ServerError(facts["error"])
-        return facts
+            for line in lines:
+                message: dict[str, Any] = json.loads(line)
+                if "error" in message:
+                    raise ServerError(message["error"])
+                self.facts.update(message)
+                if "pids" in message:
+                    return
+        raise ServerError("the test server's supervisor ended before the server was ready")
 
     def leave(self) -> None:
         """Give up this process's hold. In the starter, when it was the last, wait until all is gone.
@@ -88,7 +90,7 @@ class Lease:
 
     def _remove_leftovers(self) -> None:
         """Do what a killed supervisor could not."""
-        directory = getattr(self, "facts", {}).get("directory")
+        directory = self.facts.get("directory")
         if directory is not None and Path(directory).exists():
             shutil.rmtree(directory)
 

@@ -69,7 +69,8 @@ class Supervisor:
         try:
             account = Account.unprivileged() if self._order["kind"] == "embedded" else Account.ourselves()
             directory = make_directory(account)
-            await self._serve(self._server(directory, account), directory)
+            self._tell({"directory": str(directory)})  # first, for the user to remove should we be killed
+            await self._serve(self._server(directory, account))
         except (StartError, OSError, ValueError, asyncio.TimeoutError) as error:
             self._tell({"error": str(error) or f"the server was not ready in {self._order['timeout']} s"})
         finally:
@@ -83,12 +84,12 @@ class Supervisor:
         announcement = Announcement(order["crdb_version"], order["node_id"])
         return EmbeddedServer(directory, account, Path(order["package"]), announcement)
 
-    async def _serve(self, server: EmbeddedServer | CockroachServer, directory: Path) -> None:
+    async def _serve(self, server: EmbeddedServer | CockroachServer) -> None:
         try:
             starting = asyncio.wait_for(server.start(self._asker.fileno()), self._order["timeout"])
             ready = await self._unless_over(starting)
             if ready is not None:
-                self._tell(ready | {"directory": str(directory), "pids": [os.getpid(), *server.pids()]})
+                self._tell(ready | {"pids": [os.getpid(), *server.pids()]})
                 asyncio.get_running_loop().add_reader(self._asker, self._on_question)
                 last_words = await self._unless_over(server.ended())
                 if last_words is not None:
