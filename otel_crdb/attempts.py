@@ -1,252 +1,220 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One transaction that may be run several times: its attempts, and what is to be done after each.
+"""One attempt at a transaction: run, and told how it ended.
 
-Whether an attempt may be repeated is read from the record that the hooks keep of it (how far it had come
-on the wire, and what the server said first), not from the exception that reaches us: when the link breaks
-at COMMIT, what is raised in the end is Django's failed *reconnect*. The exception only fills in what no
-record knows.
+Whether it may be repeated is read from the record that the hooks keep of it (how far it had come on the
+wire, and what the server said first), not from the exception that reaches us: when the link breaks at
+COMMIT, what is raised in the end is Django's failed *reconnect*. That COMMIT returned is known from Django
+itself, by an ``on_commit`` function of ours that runs before all others. The exception only fills in what
+no record knows, and then the most cautious answer counts.
 """
 
 from __future__ import annotations
 
-import functools
-import random
+import inspect
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from django.db import connections, transaction
+from django.db import transaction
+from django.db.transaction import TransactionManagementError
 
-from . import errors, outcomes, recording, retry_telemetry
-from .policy import AmbiguousCommitError, Attempt, Policy, RetriesExhaustedError
-from .state import LogicalTransaction, Phase, new_transaction_id, record_of
+from . import errors, facts, outcomes
+from .policy import AmbiguousCommitError, RetriesExhaustedError
+from .state import Phase, record_of
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
-    from typing_extensions import Self
-
     from .errors import Classification
-
-#: Seconds; the deadline is measured by it.
-clock = time.monotonic
-
-#: Reasons that wait for more than a rival's transaction: their back-off starts at so many times the base.
-SLOW_REASONS = {"range_unavailable": 25, "node_connection": 5, "too_many_connections": 5}
-#: Reasons that a repetition is likely to meet again: so many attempts at the most.
-ATTEMPT_LIMITS = {"memory": 2}
+    from .state import LogicalTransaction, Transaction
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
-    """An attempt that was committed, and what its function returned."""
+class Ended:
+    """How an attempt ended."""
 
-    result: Any
-
-
-class Run:
-    """One logical transaction: its attempts, its span, its end."""
-
-    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], policy: Policy) -> None:
-        self.fn = fn
-        self.args = args
-        self.policy = policy
-        self.name = policy.name or name_of(fn)
-        self.id = new_transaction_id()
-        self.attempts: list[Attempt] = []
-        self.begun = 0
-        #: The last attempt's outcome; None before there was one.
-        self.outcome: str | None = None
-        self._began = clock()
-        self._telemetry: retry_telemetry.LogicalSpan | None = None
-
-    def __enter__(self) -> Self:
-        recording.ensure()
-        self._telemetry = retry_telemetry.RUN.start(self)  # type: ignore[assignment]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._telemetry is not None:
-            retry_telemetry.RUN.finish(self._telemetry, None, error)
-
-    def attempt(self) -> Committed | float:
-        """Run the function in a transaction: committed, or the seconds to wait before the next attempt."""
-        wrapper = connections[self.policy.using]
-        last_chance = _refuse_open_blocks(wrapper)
-        if self.attempts and self.policy.before_retry is not None:
-            self.policy.before_retry(self.attempts[-1])
-        self.begun += 1
-        logical = LogicalTransaction(self.id, self.begun, self.name)
-        driver_connection = wrapper.connection
-        record = record_of(wrapper)
-        record.logical = logical
-        handled = sys.exc_info()[1]
-        phase: errors.Phase = "connect"
-        try:
-            with transaction.atomic(using=self.policy.using, durable=True):
-                phase = "statement"
-                self._raise_priority(wrapper)
-                result = self.fn(*self.args)
-                phase = "commit"
-        except BaseException as error:
-            verdict = _judge(error, logical, phase, handled)
-            self.outcome = verdict.outcome
-            wait = self._wait_after(error, verdict, last_chance=last_chance)
-            if wait is None:
-                raise
-        else:
-            silent = logical.transaction is not None and logical.transaction.silent_abort
-            self.outcome = outcomes.ROLLED_BACK if silent else outcomes.COMMITTED
-            if not silent:
-                retry_telemetry.committed(self)
-                return Committed(result)
-            wait = self._wait_after_silent_abort(logical, last_chance=last_chance)
-        finally:
-            record_of(wrapper).logical = None
-        if wrapper.connection is driver_connection and self.attempts[-1].failure.reconnect:
-            wrapper.close()
-        return wait
-
-    def _raise_priority(self, wrapper: Any) -> None:
-        if self.begun > 1 and self.policy.retry_priority is not None:
-            with wrapper.cursor() as cursor:
-                cursor.execute(f"SET TRANSACTION PRIORITY {self.policy.retry_priority.upper()}")
-
-    def _wait_after_silent_abort(self, logical: LogicalTransaction, *, last_chance: bool) -> float:
-        """Treat a block that ended well in a transaction given up as the error that was swallowed in it."""
-        aborted = logical.transaction
-        assert aborted is not None and aborted.error is not None  # noqa: PT018 - a silent abort has its error
-        verdict = _Verdict(outcomes.ROLLED_BACK, aborted.failure)
-        wait = self._wait_after(aborted.error, verdict, last_chance=last_chance)
-        if wait is None:
-            raise aborted.error
-        return wait
-
-    def _wait_after(self, error: BaseException, verdict: _Verdict, *, last_chance: bool) -> float | None:
-        """Return the back-off before the next attempt, or None where the error is the caller's.
-
-        Raises:
-            AmbiguousCommitError: the attempt, or one before it, may have been applied.
-            RetriesExhaustedError: this was the last attempt.
-
-        """
-        failure = verdict.failure
-        if verdict.outcome == outcomes.COMMITTED:
-            retry_telemetry.failed_after_commit(self, error)
-            return None
-        if failure is None or not isinstance(error, Exception) or not self._may_repeat(verdict):
-            if verdict.outcome == outcomes.AMBIGUOUS and isinstance(error, Exception):
-                self._give_up(error, verdict)
-            return None
-        wait = self._backoff(failure)
-        over = last_chance or self.begun >= min(
-            self.policy.max_attempts, ATTEMPT_LIMITS.get(failure.retry_reason or "", self.policy.max_attempts)
-        )
-        if over or clock() + wait > self._began + self.policy.deadline:
-            self._give_up(error, verdict)
-        self.attempts.append(Attempt(self.begun, verdict.outcome, error, failure, wait))
-        retry_telemetry.retried(self, self.attempts[-1])
-        return wait
-
-    def _may_repeat(self, verdict: _Verdict) -> bool:
-        answer = verdict.failure.retry if verdict.failure is not None else "no"
-        return answer == "yes" or (answer == "if_idempotent" and self.policy.idempotent)
-
-    def _backoff(self, failure: Classification) -> float:
-        """Return a random time below an exponential bound: full jitter, so that rivals do not meet again."""
-        base = self.policy.backoff_base * SLOW_REASONS.get(failure.retry_reason or "", 1)
-        exponent = min(self.begun - 1, 32)
-        return random.uniform(0, min(self.policy.backoff_cap, base * 2**exponent))
-
-    def _give_up(self, error: BaseException, verdict: _Verdict) -> NoReturn:
-        failure = verdict.failure
-        if failure is not None:
-            self.attempts.append(Attempt(self.begun, verdict.outcome, error, failure, None))
-        attempts = tuple(self.attempts)
-        # An earlier attempt that may have been applied is not undone by later ones that were not.
-        if any(attempt.outcome == outcomes.AMBIGUOUS for attempt in attempts) or not attempts:
-            self.outcome = outcomes.AMBIGUOUS
-            raise AmbiguousCommitError(
-                f"{self.name}: COMMIT was sent and its answer is unknown; the transaction may or may not "
-                f"have been applied (txn_id={self.id}). Read whether it was, or say idempotent=True where "
-                "running it twice does no harm.",
-                attempts,
-            ) from errors.driver_error(error)
-        self.outcome = outcomes.FAILED
-        retry_telemetry.exhausted(self)
-        raise RetriesExhaustedError(
-            f"{self.name}: refused {len(attempts)} times, last for "
-            f"{attempts[-1].failure.retry_reason or attempts[-1].failure.error_class}; nothing was applied "
-            f"(txn_id={self.id}).",
-            attempts,
-        ) from errors.driver_error(error)
-
-
-@dataclass(frozen=True, slots=True)
-class _Verdict:
+    #: One of the five words.
     outcome: str
-    failure: Classification | None
+    #: What the function returned.
+    result: Any = None
+    #: What the caller is to see, where it is not to be run again; None: it ended well.
+    error: BaseException | None = None
+    #: The database error that decides whether it may be run again; None: none does.
+    failure: Classification | None = None
+    #: The connection of the attempt is of no more use.
+    reconnect: bool = False
 
 
-def _judge(
-    error: BaseException, logical: LogicalTransaction, phase: errors.Phase, handled: BaseException | None
-) -> _Verdict:
-    """Tell how an attempt ended and why, from its record; from the exception only what no record knows."""
-    attempt = logical.transaction
-    if attempt is None or (phase == "commit" and not attempt.end_seen):
-        return _judge_unrecorded(error, phase, handled)
-    outcome = outcomes.outcome_of(attempt)
-    if attempt.phase >= Phase.COMMIT_SENT:
-        return _Verdict(outcome, attempt.commit_failure or attempt.failure)
-    failure = attempt.failure or errors.classify(error, phase="statement", handled=attempt.handled)
-    if failure is not None and outcome == outcomes.ROLLED_BACK and failure.retry == "yes":
-        outcome = outcomes.RETRYABLE
-    return _Verdict(outcome, failure)
+class AttemptBlock:
+    """The block of one attempt. :meth:`run` runs it; :meth:`failed` says how, where that raised."""
 
+    def __init__(self, wrapper: Any, logical: LogicalTransaction, *, in_testcase: bool) -> None:
+        self.wrapper = wrapper
+        self.logical = logical
+        #: The driver's connection, as the block began.
+        self.connection: Any = None
+        self._in_testcase = in_testcase
+        self._handled = sys.exc_info()[1]
+        self._phase: errors.Phase = "connect"
+        #: COMMIT has returned: Django runs what is registered first.
+        self._committed = False
+        #: What the function raised; Django may put an error of its own in its place.
+        self._left_with: BaseException | None = None
 
-def _judge_unrecorded(error: BaseException, phase: errors.Phase, handled: BaseException | None) -> _Verdict:
-    """Tell it from the exception and from how far the function had come, and be cautious.
+    @property
+    def record(self) -> Transaction | None:
+        """What the hooks have recorded; None where Django opened no transaction that they saw."""
+        return self.logical.transaction
 
-    The hooks did not run (a backend of the application's own overrides what they are on), or failed. An
-    error that came after the function had returned may be COMMIT's.
-    """
-    failure = errors.classify(error, phase=phase, handled=handled)
-    doubtful = phase == "commit" and failure is not None and failure.retry == "if_idempotent"
-    return _Verdict(outcomes.AMBIGUOUS if doubtful else outcomes.ROLLED_BACK, failure)
+    def run(self, function: Callable[[], Any]) -> Ended:
+        """Call the function in a durable block of its own."""
+        record_of(self.wrapper).logical = self.logical
+        try:
+            with transaction.atomic(using=self.wrapper.alias, durable=True):
+                self._phase = "statement"
+                self.connection = self.wrapper.connection
+                if not self._in_testcase:
+                    transaction.on_commit(self._note_commit, using=self.wrapper.alias)
+                try:
+                    result = function()
+                    _refuse_unfinished(result)
+                except BaseException as error:
+                    self._left_with = error
+                    raise
+                self._refuse_doomed()
+                self._phase = "commit"
+        finally:
+            record_of(self.wrapper).logical = None
+        return self._left(result)
 
+    def _note_commit(self) -> None:
+        self._committed = True
 
-def name_of(fn: Callable[..., Any]) -> str:
-    """Return a function's qualified name; a partial's is its function's, an object's its class's."""
-    while isinstance(fn, functools.partial):
-        fn = fn.func
-    if not hasattr(fn, "__qualname__"):
-        return f"{type(fn).__module__}.{type(fn).__qualname__}"
-    return f"{fn.__module__}.{fn.__qualname__}"
+    def _refuse_doomed(self) -> None:
+        """Raise where the block is about to end as if all were well, in a transaction that is lost.
 
+        Here, and not when COMMIT has been answered by ROLLBACK: Django would run the ``on_commit`` functions.
+        """
+        wrapper, record = self.wrapper, self.record
+        if wrapper.needs_rollback and record is not None and record.rollback_asked:
+            return
+        lost = wrapper.needs_rollback or wrapper.closed_in_transaction or wrapper.connection is None
+        if not lost:
+            status = facts.transaction_status(wrapper.connection)
+            lost = status == facts.IN_ERROR or (
+                status == facts.UNKNOWN and record is not None and record.error is not None
+            )
+            if record is not None and record.rolled_back_within:
+                lost = True
+            elif status == facts.IDLE and record is not None and record.open_seen:
+                record.committed_within = True
+        if not lost:
+            return
+        if record is None or record.error is None:
+            raise TransactionManagementError(
+                "The function returned as if all were well, but its transaction is lost: an exception was "
+                "swallowed in it, it was rolled back, or its connection closed. Nothing was written."
+            )
+        record.silent_abort = True
+        raise record.error
 
-def _refuse_open_blocks(wrapper: Any) -> bool:
-    """Refuse to run inside a transaction; return whether a TestCase's own blocks leave only one attempt.
-
-    Raises:
-        RuntimeError: a transaction is open, of which only the whole could be run again.
-
-    """
-    if wrapper.in_atomic_block:
-        if all(block._from_testcase for block in wrapper.atomic_blocks):
-            return True
-        raise RuntimeError(
-            f"run_transaction() was called within an atomic block on {wrapper.alias!r}. CockroachDB gives up "
-            "the whole transaction, so only the whole can be run again: call run_transaction() "
-            "outside, with all that belongs together in its function. With ATOMIC_REQUESTS, mark the view "
-            "@transaction.non_atomic_requests."
+    def _left(self, result: Any) -> Ended:
+        """Say how a block ended that raised nothing."""
+        record = self.record
+        if self._in_testcase:
+            return Ended(outcomes.COMMITTED, result)
+        if self._committed and (record is None or not record.silent_abort):
+            return Ended(outcomes.COMMITTED, result)
+        if record is not None and record.rollback_asked:
+            return Ended(outcomes.ROLLED_BACK, result)
+        error = record.error if record is not None else None
+        return Ended(
+            outcomes.ROLLED_BACK,
+            error=error
+            or TransactionManagementError("The transaction ended without COMMIT: nothing was written."),
+            failure=record.failure if record is not None else None,
         )
-    if wrapper.connection is not None and not wrapper.autocommit:
-        raise RuntimeError(
-            f"run_transaction() was called with autocommit off on {wrapper.alias!r}: a transaction that is "
-            "not ours may be open. Call transaction.set_autocommit(True) first."
+
+    def failed(self, error: BaseException) -> Ended:
+        """Say how a block ended that raised."""
+        record, left_with = self.record, self._left_with
+        silent = record is not None and record.silent_abort
+        if (self._committed and not silent) or (record is not None and record.committed_within):
+            return Ended(outcomes.COMMITTED, error=error)
+        if left_with is not None and not isinstance(left_with, Exception):
+            error = left_with  # a failed reconnect does not stand in for what ends the process
+        subject = left_with or error
+        if not isinstance(error, Exception) or _has_final(subject, self._handled):
+            return Ended(self._outcome(), error=error)
+        if record is None or (self._phase == "commit" and not record.end_seen):
+            return self._unrecorded(error, subject)
+        if record.phase >= Phase.COMMIT_SENT:
+            refusal = record.commit_error
+            return self._ended(error, record.commit_failure or _classified(refusal, "commit"))
+        if record.error is not None:
+            return self._ended(error, record.failure or _classified(record.error, "statement"))
+        return self._unknown_to_the_record(error, subject, record)
+
+    def _outcome(self) -> str:
+        if self.record is not None:
+            return outcomes.outcome_of(self.record)
+        return outcomes.AMBIGUOUS if self._phase == "commit" else outcomes.ROLLED_BACK
+
+    def _ended(self, error: BaseException, failure: Classification | None) -> Ended:
+        return Ended(
+            self._outcome(),
+            error=error,
+            failure=failure,
+            reconnect=failure is not None and failure.reconnect,
         )
-    return False
+
+    def _unrecorded(self, error: Exception, subject: BaseException) -> Ended:
+        """Tell it from how far the function had come.
+
+        The hooks did not run (a backend of the application's own overrides what they are on), or failed.
+        An error that came after the function had returned may be COMMIT's.
+        """
+        failure = errors.classify(subject, phase=self._phase, handled=self._handled)
+        doubtful = self._phase == "commit" and (failure is None or failure.retry == "if_idempotent")
+        outcome = outcomes.AMBIGUOUS if doubtful else outcomes.ROLLED_BACK
+        return Ended(outcome, error=error, failure=failure, reconnect=self._phase == "connect")
+
+    def _unknown_to_the_record(self, error: Exception, subject: BaseException, record: Transaction) -> Ended:
+        """Tell it from the exception: of another connection, or of a cursor that the hooks do not see."""
+        mended = record.mended[0] if record.mended is not None else None
+        if mended is not None and any(link is mended for link in _chain(subject, self._handled)):
+            return Ended(outcomes.ROLLED_BACK, error=error)  # a savepoint had dealt with it
+        failure = errors.classify(subject, phase=None, handled=record.handled)
+        certain = failure is not None and failure.retry == "yes"
+        return Ended(outcomes.RETRYABLE if certain else outcomes.ROLLED_BACK, error=error, failure=failure)
+
+
+def _classified(error: BaseException | None, phase: errors.Phase) -> Classification | None:
+    return None if error is None else errors.classify(error, phase=phase)
+
+
+def _chain(error: BaseException, handled: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and those it came from, up to the one that was being handled before."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and link is not handled and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _has_final(error: BaseException, handled: BaseException | None) -> bool:
+    """Whether another retried transaction, within this one, has said its last word."""
+    return any(
+        isinstance(link, (AmbiguousCommitError, RetriesExhaustedError)) for link in _chain(error, handled)
+    )
+
+
+def _refuse_unfinished(result: Any) -> None:
+    """Refuse a result whose work has yet to be done: it would be done outside the transaction."""
+    if inspect.isawaitable(result) or inspect.isgenerator(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise TypeError(
+            f"The function returned a {type(result).__name__}, whose body would run when the transaction is "
+            "over. Return what it yields, or make it a plain function."
+        )

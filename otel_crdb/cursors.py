@@ -14,6 +14,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from . import semconv, signals, statements
+from .facts import IN_ERROR, transaction_status
 from .hooks import Hook
 from .operations import ClientOperation, is_suppressed
 from .state import Phase, connected, current_request
@@ -38,7 +39,7 @@ COMMITS = frozenset({"COMMIT", "END"})
 class _Statement(ClientOperation):
     """A statement under way."""
 
-    __slots__ = ("commits",)
+    __slots__ = ("commits", "rolls_back")
 
     def __init__(
         self,
@@ -52,7 +53,11 @@ class _Statement(ClientOperation):
         driver_owns = record.driver_instrumented and signal.config.statement_owner == "driver"
         quiet = driver_owns or is_suppressed()
         transaction = for_statement(wrapper, record, quiet=quiet)
-        self.commits = transaction is not None and statement.operation in COMMITS
+        ends = transaction is not None and statement.operation in COMMITS
+        # In a failed transaction the server answers COMMIT with the tag ROLLBACK.
+        failed = ends and transaction_status(wrapper.connection) == IN_ERROR
+        self.commits = ends and not failed
+        self.rolls_back = failed or (transaction is not None and statement.summary == "ROLLBACK")
         if transaction is not None:
             _count(transaction, statement)
             if self.commits:
@@ -86,6 +91,11 @@ class _Statement(ClientOperation):
         """Write the statement's end into the record; a COMMIT sent as text is a COMMIT."""
         if self.commits:
             settle_commit(self.transaction, error, failure)
+            if error is None and self.transaction is not None:
+                self.transaction.committed_within = True
+        elif self.rolls_back and error is None:
+            if self.transaction is not None:
+                self.transaction.rolled_back_within = True
         else:
             super().settle(error, failure)
 

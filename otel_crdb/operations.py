@@ -132,6 +132,7 @@ class ClientOperation:
         if transaction is None:
             return
         if error is None:
+            transaction.open_seen = True
             # Nothing succeeds in a transaction that the server has given up.
             if transaction.error is not None:
                 transaction.mended = (transaction.error, transaction.failure)

@@ -26,9 +26,9 @@ FAILURES: Final = frozenset({RETRYABLE, AMBIGUOUS, FAILED})
 
 def outcome_of(transaction: Transaction) -> str:
     """Return the one word for how a transaction ended, read from its record."""
-    if transaction.silent_abort:
+    if transaction.silent_abort or (transaction.rolled_back_within and not transaction.committed_within):
         return ROLLED_BACK
-    if transaction.phase is Phase.COMMIT_ANSWERED:
+    if transaction.committed_within or transaction.phase is Phase.COMMIT_ANSWERED:
         return COMMITTED
     if transaction.phase is Phase.COMMIT_SENT:
         return _outcome_of_refused_commit(transaction.commit_failure)

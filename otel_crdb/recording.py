@@ -37,8 +37,8 @@ def ensure() -> None:
         return
     with _lock:
         if signals.current is None:
-            signals.use_silence()
             _put_in()
+            signals.use_silence()  # last: whoever sees it goes on without the lock
 
 
 def start() -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn, TypeVar, overload
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import iscoroutinefunction, sync_to_async
 
-from .attempts import Committed, Run, name_of
 from .policy import AmbiguousCommitError, Attempt, Policy, RetriesExhaustedError
+from .runs import Committed, Run, name_of
 
 __all__ = [
     "AmbiguousCommitError",
@@ -87,10 +87,11 @@ async def _to_its_end(run: Run) -> Committed | float:
     try:
         return await asyncio.shield(attempt)
     except asyncio.CancelledError:
-        while not attempt.done():
+        # Not for the task: a loop that shuts down has cancelled that too, and its thread works on.
+        while not run.idle.is_set():
             with suppress(asyncio.CancelledError):
-                await asyncio.wait({attempt})
-        if not attempt.cancelled():
+                await asyncio.to_thread(run.idle.wait)
+        if attempt.done() and not attempt.cancelled():
             attempt.exception()  # seen: the cancellation is what the caller gets
         raise
 
@@ -149,7 +150,8 @@ class RetryDecorator:
 def _refuse_what_cannot_run_twice(fn: Callable[..., Any]) -> None:
     if not callable(fn):
         raise TypeError(f"run_transaction() takes a function, not {type(fn).__name__}")
-    if inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+    call = getattr(fn, "__call__", None)  # noqa: B004 - an object's own, which may be a coroutine function
+    if any(iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in (fn, call)):
         raise TypeError(
             f"{name_of(fn)} is a coroutine function: Django's transactions are synchronous. Make it a plain "
             "function and await arun_transaction(function)."

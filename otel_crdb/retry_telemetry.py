@@ -61,6 +61,12 @@ class LogicalSpan:
     def finish(self, result: Any, error: BaseException | None) -> None:
         """End it with the outcome of the whole."""
         context_api.detach(self._token)
+        try:
+            self._describe_end(error)
+        finally:
+            self.span.end()
+
+    def _describe_end(self, error: BaseException | None) -> None:
         run, signal = self.run, signals.current
         outcome = run.outcome or outcomes.ROLLED_BACK
         if signal is not None and run.begun:
@@ -73,7 +79,6 @@ class LogicalSpan:
             words_of_error = events.words_of(run.attempts[-1].error if run.attempts else error, failure)
             self.span.set_attributes(words_of_error.span)
             self.span.set_status(Status(StatusCode.ERROR))
-        self.span.end()
 
 
 def _begin_run(run: Run) -> LogicalSpan | None:

@@ -89,6 +89,12 @@ class Transaction:
     #: What the refusal of COMMIT, or its silence, means.
     commit_error: BaseException | None = None
     commit_failure: Classification | None = None
+    #: A statement has succeeded in it: it is open on the server.
+    open_seen: bool = False
+    #: Somebody has ended it behind Django's back (COMMIT as text, a schema change): a part may be applied.
+    committed_within: bool = False
+    #: Somebody has rolled it back behind Django's back (ROLLBACK as text).
+    rolled_back_within: bool = False
     #: The hook on COMMIT or ROLLBACK has run: the phase is to be trusted.
     end_seen: bool = False
     #: By ``set_rollback(True)``.

@@ -43,6 +43,8 @@ def for_statement(wrapper: Any, record: ConnectionRecord, *, quiet: bool) -> Tra
         transaction.phase = Phase.STATEMENT_SENT
         if not quiet and not of_testcase(wrapper):
             OPEN_SPAN.run(wrapper, record, transaction)
+    elif transaction.open_seen and STATUS.run(wrapper.connection) == facts.IDLE:
+        transaction.committed_within |= not transaction.rolled_back_within
     if transaction.atomic and transaction.span is not None:
         _make_current(transaction, transaction.span)
     return transaction
@@ -324,7 +326,7 @@ def _begin_rollback(wrapper: Any) -> _Rollback | None:
             transaction.error, transaction.failure = transaction.mended
         if transaction.atomic and status == facts.IN_ERROR and not transaction.rollback_asked:
             # Django rolls back without a word where a block is left normally but marked for rollback.
-            transaction.silent_abort = left_normally and transaction.error is not None
+            transaction.silent_abort |= left_normally and transaction.error is not None
     return _Rollback(wrapper, record, quiet=status == facts.UNKNOWN)
 
 
@@ -333,6 +335,11 @@ def _open_connection(wrapper: Any) -> tuple[ConnectionRecord | None, int]:
     if signals.current is None or wrapper.connection is None:
         return None, facts.IDLE
     status = STATUS.run(wrapper.connection)
+    transaction = record_of(wrapper).transaction
+    if status == facts.IDLE and transaction is not None and transaction.open_seen:
+        # Not after a COMMIT of Django's, refused or not: its end is known.
+        unseen = transaction.phase is Phase.STATEMENT_SENT and not transaction.rolled_back_within
+        transaction.committed_within |= unseen
     if status is None:
         status = facts.ACTIVE  # not to be had: as if something were under way, the cautious answer
     return (None if status == facts.IDLE else connected(wrapper)), status

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import functools
+import importlib
 import itertools
 import logging
 import threading
@@ -28,10 +29,10 @@ from otel_crdb import (
     AmbiguousCommitError,
     RetriesExhaustedError,
     arun_transaction,
-    attempts,
     retry,
     retry_transaction,
     run_transaction,
+    runs,
 )
 
 from .project.models import Account
@@ -158,8 +159,8 @@ def test_backs_off_with_full_jitter_and_never_past_the_deadline(telemetry, naps,
     """Back-off is random below a bound that doubles up to the cap; none is begun that the deadline cuts."""
     now = [0.0]
     bounds = []
-    monkeypatch.setattr(attempts, "clock", lambda: now[0])
-    monkeypatch.setattr(attempts.random, "uniform", lambda low, high: bounds.append((low, high)) or high)
+    monkeypatch.setattr(runs, "clock", lambda: now[0])
+    monkeypatch.setattr(runs.random, "uniform", lambda low, high: bounds.append((low, high)) or high)
     monkeypatch.setattr(retry, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     with pytest.raises(RetriesExhaustedError) as raised:
         run_transaction(conflicting(99), max_attempts=99, deadline=1.0, backoff_base=0.1, backoff_cap=0.3)
@@ -675,3 +676,309 @@ def test_function_that_commits_by_itself_is_never_repeated(telemetry, naps):
     with pytest.raises(DatabaseError):
         run_transaction(pay)
     assert (balance(), naps) == (101, [])
+
+
+def lose_link_in_a_swallowed_block():
+    try:
+        with transaction.atomic():
+            cut(connection)
+            earn(10)
+    except OperationalError:
+        pass
+
+
+def close_the_connection():
+    connection.close()
+
+
+def swallow_in_a_block_without_savepoint():
+    try:
+        with transaction.atomic(savepoint=False):
+            raise ValueError("swallowed")
+    except ValueError:
+        pass
+
+
+def roll_back_as_text():
+    with connection.cursor() as cursor:
+        cursor.execute("ROLLBACK")
+
+
+def fail_and_commit_as_text():
+    with connection.cursor() as cursor:
+        try:
+            cursor.execute("SELECT 1/0")
+        except DatabaseError:
+            pass
+        cursor.execute("COMMIT")
+
+
+def swallow_on_the_drivers_own_cursor():
+    try:
+        connection.connection.cursor().execute("SELECT 1/0")
+    except connection.Database.Error:
+        pass
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        close_the_connection,
+        swallow_in_a_block_without_savepoint,
+        roll_back_as_text,
+        fail_and_commit_as_text,
+        swallow_on_the_drivers_own_cursor,
+    ],
+)
+def test_success_is_never_reported_of_a_transaction_that_was_lost(telemetry, naps, lose):
+    """A function that returns well while its transaction was lost raises, and its hooks do not run."""
+    ran = []
+
+    def pay():
+        transaction.on_commit(lambda: ran.append(1))
+        earn()
+        lose()
+        return "paid"
+
+    with pytest.raises(DatabaseError):
+        run_transaction(pay, name="pay")
+    assert (balance(), naps, ran) == (100, [], [])
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] != "committed"
+
+
+def test_link_lost_in_a_swallowed_inner_block_is_run_again(telemetry, naps):
+    """A lost link whose error an inner block swallowed is the recorded error: again, paid once."""
+    first = itertools.count()
+
+    def pay():
+        earn()
+        if next(first) == 0:
+            lose_link_in_a_swallowed_block()
+        return "paid"
+
+    assert run_transaction(pay) == "paid"
+    assert (balance(), len(naps)) == (101, 1)
+
+
+def test_hooks_of_a_swallowed_attempt_do_not_run(telemetry, naps):
+    """An attempt whose error was swallowed runs none of its ``on_commit`` functions."""
+    ran, first = [], itertools.count()
+
+    def pay():
+        transaction.on_commit(lambda: ran.append(1))
+        list(Account.objects.all())
+        if next(first) == 0:
+            interfere_with_the_row()
+        try:
+            earn()
+        except OperationalError:
+            pass
+
+    run_transaction(pay)
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("inner", [lambda: run_transaction(earn, 1, "other", using="other"), None])
+def test_unknown_commit_of_another_alias_is_not_run_again(telemetry, other_through, naps, inner):
+    """What became of a COMMIT on another alias is not known: the whole is not run again for it."""
+
+    def pay():
+        if inner is not None:
+            inner()
+            return
+        with transaction.atomic(using="other"):
+            earn(1, "other")
+
+    with other_through("applied") as proxy:
+        with pytest.raises(OperationalError):
+            run_transaction(pay)
+        assert proxy.commits == 1
+    assert (balance(), naps) == (101, [])
+
+
+def test_exhausted_retries_within_are_the_end(telemetry, naps):
+    """A retried transaction within another one that gave up is not multiplied by the outer one."""
+    calls = []
+
+    def inner():
+        calls.append(1)
+        with connections["other"].cursor() as cursor:
+            cursor.execute(
+                "DO $$ BEGIN RAISE EXCEPTION 'restart transaction' USING ERRCODE = '40001'; END $$"
+            )
+
+    with pytest.raises(RetriesExhaustedError):
+        run_transaction(lambda: run_transaction(inner, using="other", max_attempts=2))
+    connections["other"].close()
+    assert len(calls) == 2
+
+
+def driver_errors():
+    """Return the module of the driver's errors."""
+    return importlib.import_module(f"{connection.Database.__name__}.errors")
+
+
+class Stopping:
+    """A driver's connection whose COMMIT is interrupted by an exception from elsewhere."""
+
+    def __init__(self, driver_connection, error):
+        self._connection, self._error = driver_connection, error
+
+    def __getattr__(self, name):
+        return getattr(self._connection, name)
+
+    def __setattr__(self, name, value):
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._connection, name, value)
+
+    def commit(self):
+        self._connection.commit()
+        raise self._error
+
+
+def test_exception_from_elsewhere_while_commit_waits_is_ambiguous(telemetry, naps):
+    """A time limit that strikes while COMMIT waits leaves it unknown, in a later attempt too."""
+    inner, wrapper = conflicting(1), connections["default"]
+    first = itertools.count()
+
+    def pay():
+        number = next(first)
+        inner()
+        if number == 1:
+            wrapper.connection = Stopping(wrapper.connection, TimeoutError("soft time limit"))
+
+    with pytest.raises(AmbiguousCommitError):
+        run_transaction(pay, name="pay")
+    assert (balance(), len(naps)) == (101, 1)
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "ambiguous"
+    assert run_transaction(earn) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_the_function_raised_counts_where_the_reconnect_is_refused(telemetry, naps, monkeypatch, error):
+    """A failed reconnect in Django's clean-up does not stand in for an interrupt or the application's own."""
+    wrapper = connections["other"]
+    calls = []
+
+    def pay():
+        calls.append(1)
+        earn(1, "other")
+        wrapper.connection.close()
+        monkeypatch.setitem(wrapper.settings_dict, "PORT", 1)
+        raise error
+
+    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else Exception):
+        run_transaction(pay, using="other")
+    wrapper.close()
+    assert (len(calls), naps) == (1, [])
+
+
+def test_hook_of_a_transaction_that_sent_nothing_runs_once(telemetry, naps):
+    """A block is over when its hooks run, whether it sent anything or not: a hook's 40001 is not its own."""
+    ran = []
+
+    def hook():
+        ran.append(1)
+        with transaction.atomic():
+            conflicting(1)()
+
+    with pytest.raises(OperationalError):
+        run_transaction(lambda: transaction.on_commit(hook))
+    assert (ran, naps) == ([1], [])
+
+
+@pytest.mark.parametrize("way", ["text", "two statements", "driver"])
+def test_commit_behind_djangos_back_is_never_repeated(telemetry, naps, way):
+    """Once something was committed within the function, a later refusal is not run again."""
+
+    def pay():
+        earn()
+        with connection.cursor() as cursor:
+            if way == "driver":
+                connection.connection.commit()
+            else:
+                cursor.execute({"text": "COMMIT", "two statements": "SELECT 1; COMMIT"}[way])
+        earn(10)
+        raise OperationalError("restart transaction") from driver_errors().lookup("40001")("again")
+
+    with pytest.raises(OperationalError):
+        run_transaction(pay)
+    assert naps == []
+    connection.close()
+    assert balance() in (101, 111)
+
+
+def test_doubt_of_an_earlier_attempt_outlives_later_errors(telemetry, other_through, naps):
+    """With ``idempotent=True``, whatever ends the run after an unknown COMMIT leaves it in doubt."""
+
+    def create():
+        Account.objects.using("other").create(email="c@example.com")
+
+    with other_through("applied"):
+        with pytest.raises(AmbiguousCommitError) as raised:
+            run_transaction(create, using="other", idempotent=True, name="create")
+        assert "UniqueViolation" in type(raised.value.__cause__).__name__
+    logical = telemetry.one("run_transaction create")
+    assert logical.attributes["cockroachdb.txn.outcome"] == "ambiguous"
+
+
+def test_asked_for_rollback_returns_and_is_told_as_that(telemetry):
+    """``set_rollback(True)`` rolls back, returns what the function returned, and is no commit."""
+    ran = []
+
+    def pay():
+        earn()
+        transaction.on_commit(lambda: ran.append(1))
+        transaction.set_rollback(True)
+        return "tried"
+
+    assert run_transaction(pay, name="pay") == "tried"
+    assert (balance(), ran) == (100, [])
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "rolled_back"
+
+
+@pytest.mark.parametrize("fn", [lambda: coroutine(), lambda: generator()])
+def test_unfinished_results_are_refused(telemetry, fn):
+    """A function that returns a coroutine or a generator has not done its work yet: refused, rolled back."""
+    with pytest.raises(TypeError, match="when the transaction is over"):
+        run_transaction(fn)
+
+
+def test_loop_that_shuts_down_waits_for_the_running_attempt(telemetry, naps):
+    """An event loop that ends while an attempt is under way waits for it, and its outcome is the true one."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def pay():
+        begun.set()
+        go_on.wait(10)
+        return earn()
+
+    async def main():
+        task = asyncio.ensure_future(arun_transaction(pay, name="pay"))
+        await asyncio.to_thread(begun.wait, 10)
+        assert not task.done()
+        threading.Timer(0.05, go_on.set).start()
+
+    asyncio.run(main())
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "committed"
+    assert balance() == 101
+
+
+def test_error_that_a_savepoint_mended_is_no_reason(telemetry, naps):
+    """An application's exception raised from an error that a savepoint had dealt with is its own."""
+    calls = []
+
+    def pay():
+        calls.append(1)
+        earn()
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'lock timeout' USING ERRCODE = '55P03'; END $$")
+        except OperationalError as error:
+            raise ValueError("mine") from error
+
+    with pytest.raises(ValueError, match="mine"):
+        run_transaction(pay)
+    assert (len(calls), naps) == (1, [])

@@ -308,6 +308,7 @@ def test_a_half_closed_client_leaves_no_session(proxied: Server, watcher: psycop
     connection.execute("SELECT 1")
     backend = backend_waiting(watcher, "half", "ClientRead")
     with socket.socket(fileno=os.dup(connection.fileno())) as link:
+        link.settimeout(10)
         link.shutdown(socket.SHUT_WR)
         assert gone(backend)
         assert link.recv(1) == b""
