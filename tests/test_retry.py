@@ -10,6 +10,7 @@ import logging
 import threading
 import unittest
 
+import django
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import (
@@ -21,6 +22,7 @@ from django.db import (
     connections,
     transaction,
 )
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.test import TestCase
 from opentelemetry.trace import StatusCode
 
@@ -982,3 +984,30 @@ def test_error_that_a_savepoint_mended_is_no_reason(telemetry, naps):
     with pytest.raises(ValueError, match="mine"):
         run_transaction(pay)
     assert (len(calls), naps) == (1, [])
+
+
+@pytest.mark.skipif(not is_psycopg3 or django.VERSION < (5, 1), reason="Django 5.1 on psycopg 3 has pools")
+def test_pool_gives_a_fresh_connection_and_gets_all_back(telemetry, naps, monkeypatch):
+    """A lost connection of a pool is repeated on another one, and the pool has all of its own again."""
+    wrapper = connections["other"]
+    wrapper.close()
+    options = {**wrapper.settings_dict["OPTIONS"], "pool": {"min_size": 1, "max_size": 2}}
+    monkeypatch.setitem(wrapper.settings_dict, "OPTIONS", options)
+    backends = []
+
+    def pay():
+        backends.append(wrapper.connection.info.backend_pid)
+        earn(1, "other")
+        if len(backends) == 1:
+            cut(wrapper)
+            earn(1, "other")
+
+    try:
+        run_transaction(pay, using="other")
+        wrapper.close()
+        stats = wrapper.pool.get_stats()
+        assert stats["pool_available"] == stats["pool_size"]
+    finally:
+        wrapper.close()
+        wrapper.close_pool()
+    assert (balance(), len(set(backends)), len(naps)) == (101, 2, 1)
