@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
+from django.db import connections
 from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -43,18 +44,15 @@ class LogicalSpan:
     """The span around all attempts of one logical transaction."""
 
     def __init__(self, run: Run) -> None:
-        from django.db import connections
-
         signal = signals.current
         assert signal is not None  # _begin_run() asked
         self.run = run
-        known = facts.of_settings(connections[run.policy.using].settings_dict)
-        self.metric = dict(known.metric)
+        self.place = _place_of(run)
         self.span = signal.tracer.start_span(
             f"run_transaction {run.name}",
             None,
             SpanKind.INTERNAL,
-            {**known.metric, semconv.TXN_ID: run.id, semconv.TXN_NAME: run.name},
+            {**self.place, semconv.TXN_ID: run.id, semconv.TXN_NAME: run.name},
         )
         self._token = context_api.attach(trace.set_span_in_context(self.span))
 
@@ -71,12 +69,14 @@ class LogicalSpan:
         outcome = run.outcome or outcomes.ROLLED_BACK
         if signal is not None and run.begun:
             name = signal.instruments.bounded_name(run.name)
-            words = {**self.metric, semconv.TXN_NAME: name, semconv.TXN_OUTCOME: outcome}
+            words = {**self.place, semconv.TXN_NAME: name, semconv.TXN_OUTCOME: outcome}
             signal.instruments.transaction_attempts.record(run.begun, words)
         self.span.set_attributes({semconv.TXN_ATTEMPTS: run.begun, semconv.TXN_OUTCOME: outcome})
         if error is not None and outcome in outcomes.FAILURES:
-            failure = run.attempts[-1].failure if run.attempts else None
-            words_of_error = events.words_of(run.attempts[-1].error if run.attempts else error, failure)
+            last = run.attempts[-1] if run.attempts else None
+            words_of_error = (
+                events.words_of(last.error, last.failure) if last else events.words_of(error, None)
+            )
             self.span.set_attributes(words_of_error.span)
             self.span.set_status(Status(StatusCode.ERROR))
 
@@ -115,7 +115,7 @@ def _tell_retry(run: Run, attempt: Attempt) -> None:
     signal = signals.current
     if signal is not None:
         counted = {
-            **facts.of_settings(_settings_of(run)).metric,
+            **_place_of(run),
             semconv.TXN_NAME: signal.instruments.bounded_name(run.name),
             semconv.ERROR_CLASS: failure.error_class,
             semconv.RETRY_REASON: failure.retry_reason or "unknown",
@@ -124,10 +124,9 @@ def _tell_retry(run: Run, attempt: Attempt) -> None:
         signal.instruments.retries.add(1, counted)
 
 
-def _settings_of(run: Run) -> dict[str, Any]:
-    from django.db import connections
-
-    return connections[run.policy.using].settings_dict  # type: ignore[no-any-return]
+def _place_of(run: Run) -> facts.Attributes:
+    """Return the attributes of the database that the run is on, as its settings tell them."""
+    return facts.of_settings(connections[run.policy.using].settings_dict).metric
 
 
 def _tell_committed(run: Run) -> None:

@@ -28,13 +28,10 @@ DB_CLIENT_CONNECTION_POOL_NAME: Final = "db.client.connection.pool.name"
 ERROR_TYPE: Final = "error.type"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
-NETWORK_PEER_ADDRESS: Final = "network.peer.address"
-NETWORK_PEER_PORT: Final = "network.peer.port"
 
 # --- OpenTelemetry: HTTP server spans ----------------------------------------------------------
 URL_PATH: Final = "url.path"
 URL_QUERY: Final = "url.query"
-HTTP_REQUEST_METHOD: Final = "http.request.method"
 
 # --- OpenTelemetry: exceptions -----------------------------------------------------------------
 EXCEPTION_TYPE: Final = "exception.type"
