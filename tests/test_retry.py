@@ -1005,8 +1005,9 @@ def test_pool_gives_a_fresh_connection_and_gets_all_back(telemetry, naps, monkey
     try:
         run_transaction(pay, using="other")
         wrapper.close()
-        stats = wrapper.pool.get_stats()
-        assert stats["pool_available"] == stats["pool_size"]
+        # Both can be had at once: none is missing. (Its figures are not asked: it refills in a thread.)
+        with wrapper.pool.connection(timeout=30), wrapper.pool.connection(timeout=30):
+            pass
     finally:
         wrapper.close()
         wrapper.close_pool()
