@@ -84,6 +84,8 @@ class EmbeddedServer:
             "database": DATABASE,
             "direct_host": str(self._directory),
             "direct_port": 5432,
+            "crdb_version": self._proxy.announcement.crdb_version,
+            "node_id": self._proxy.announcement.node_id,
         }
 
     def _options(self) -> dict[str, Any]:

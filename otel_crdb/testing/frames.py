@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    import asyncio
+import asyncio
+import struct
+from typing import NamedTuple
 
 READ_SIZE = 256 * 1024
 
@@ -55,19 +54,32 @@ TO_CLIENT = {
 }
 
 
+#: What somebody looks into beyond its beginning, and so has to be whole, whichever side says it.
+LOOKED_INTO = frozenset("CEKPQRSZ")
+#: No message is longer: PostgreSQL neither takes nor sends it (its MaxAllocSize).
+LONGEST = 0x3FFFFFFF
+_HEAD = struct.Struct("!BI")
+
+
 class ProtocolError(Exception):
     """A peer sent bytes that are no message of the protocol."""
 
 
 class Frame(NamedTuple):
-    """One whole message: its type byte as a character, and all its bytes, type and length included."""
+    """One message: its type byte as a character, and all its bytes, type and length included.
+
+    A long message that nobody looks into comes in pieces: the first begins it, and of those after it each is
+    a `rest`, of the same kind, with the bytes that go on.
+    """
 
     kind: str
     data: bytes
+    rest: bool = False
 
     def strings(self, count: int) -> list[str]:
-        """Give the first `count` zero-terminated strings of the body."""
-        return [part.decode(errors="replace") for part in self.data[5:].split(b"\0", count)[:count]]
+        """Give the first `count` zero-terminated strings of the body; those that are missing are empty."""
+        found = self.data[5:].split(b"\0", count)[:count]
+        return [part.decode(errors="replace") for part in found] + [""] * (count - len(found))
 
 
 def message(kind: str, body: bytes) -> bytes:
@@ -75,35 +87,86 @@ def message(kind: str, body: bytes) -> bytes:
     return kind.encode() + (len(body) + 4).to_bytes(4, "big") + body
 
 
+def query(text: bytes) -> bytes:
+    """Give a Query."""
+    return message("Q", text + b"\0")
+
+
 class FrameReader:
-    """Cuts a stream into messages."""
+    """Cuts a stream into messages.
+
+    What is held at a time is bounded: by `READ_SIZE`, or by the one message that has to be whole.
+    """
 
     def __init__(self, stream: asyncio.StreamReader) -> None:
         self._stream = stream
-        self._buffer = bytearray()
+        self._buffer = bytearray()  # the beginning of a message
+        self._wanted = 0  # how long it has to be before it is of use
+        self._kind = ""  # of the message that is given in pieces
+        self._missing = 0  # how much of it is to come
+        self._ahead = bytearray()  # read by those who waited for the end
+
+    @property
+    def amid(self) -> bool:
+        """Whether the message last given has an end that is still to come."""
+        return self._missing > 0
 
     async def read(self) -> list[Frame]:
-        """Wait for at least one whole message and give all that have come; an empty list is the end."""
-        while not (frames := self._whole_frames()):
-            chunk = await self._stream.read(READ_SIZE)
-            if not chunk:
-                return []
-            self._buffer += chunk
+        """Wait for at least one message or piece and give all that have come; an empty list is the end.
+
+        Raises ProtocolError for a length that no message has.
+        """
+        while chunk := self._taken_ahead() or await self._stream.read(READ_SIZE):
+            if self._buffer:
+                self._buffer += chunk
+                if len(self._buffer) < self._wanted:
+                    continue
+                chunk = bytes(self._buffer)
+            if frames := self._cut(chunk):
+                return frames
+        return []
+
+    async def until_end(self) -> None:
+        """Wait until the peer says no more; what it says till then is kept for `read`."""
+        while chunk := await self._stream.read(READ_SIZE):
+            self._ahead += chunk
+            if len(self._ahead) > READ_SIZE:
+                await asyncio.Event().wait()  # it talks: its end is nothing to look for
+
+    def _taken_ahead(self) -> bytes:
+        taken = bytes(self._ahead)
+        self._ahead.clear()
+        return taken
+
+    def _cut(self, data: bytes) -> list[Frame]:
+        """Give the messages and pieces at the beginning of `data`, and keep what is left."""
+        frames: list[Frame] = []
+        start, size = min(self._missing, len(data)), len(data)
+        if start:
+            self._missing -= start
+            frames.append(Frame(self._kind, data[:start], rest=True))
+        self._wanted = 5
+        while size - start >= 5:
+            code, length = _HEAD.unpack_from(data, start)
+            if not 4 <= length <= LONGEST:
+                raise ProtocolError(f"a message of length {length}")
+            kind, end = chr(code), start + 1 + length
+            if end > size:
+                self._wanted = READ_SIZE if _may_be_cut(kind, length) else end - start
+                if size - start < self._wanted:
+                    break
+                if kind == "B" and data.count(b"\0", start + 5) < 2:  # its names are looked into
+                    self._wanted = end - start
+                    break
+                self._kind, self._missing, end = kind, end - size, size
+            frames.append(Frame(kind, data[start:end]))
+            start = end
+        self._buffer = bytearray(data[start:])
         return frames
 
-    def _whole_frames(self) -> list[Frame]:
-        frames, start, buffer = [], 0, self._buffer
-        while len(buffer) >= start + 5:
-            length = int.from_bytes(buffer[start + 1 : start + 5], "big")
-            if length < 4:
-                raise ProtocolError(f"a message of length {length}")
-            end = start + 1 + length
-            if len(buffer) < end:
-                break
-            frames.append(Frame(chr(buffer[start]), bytes(buffer[start:end])))
-            start = end
-        del buffer[:start]
-        return frames
+
+def _may_be_cut(kind: str, length: int) -> bool:
+    return length >= READ_SIZE and kind not in LOOKED_INTO
 
 
 def sqlstate(fields: bytes) -> bytes:

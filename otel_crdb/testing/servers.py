@@ -32,7 +32,7 @@ class Server:
     supervisor's first), and `lease_fd` is the file descriptor to pass to a process that is executed, as in
     `subprocess.Popen(..., pass_fds=[server.lease_fd])`, so that the server waits for it too; forked children
     hold it anyway. `direct_host` (a directory, for its socket) and `direct_port` lead past the wire proxy of
-    the embedded kind.
+    the embedded kind; `crdb_version` and `node_id` are what that proxy announces.
     """
 
     kind: Kind
@@ -45,6 +45,8 @@ class Server:
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     direct_host: str | None = None
     direct_port: int | None = None
+    crdb_version: str | None = None
+    node_id: int | None = None
     directory: Path | None = None
     pids: tuple[int, ...] = ()
     lease_fd: int | None = None
@@ -109,7 +111,7 @@ def server(
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     if kind == "url":
-        yield _from_url()
+        yield server_at(os.environ.get(URL_VARIABLE, ""), named_by=URL_VARIABLE)
         return
     lease = Lease({"timeout": start_timeout, **_order(kind, version, node_id)})
     try:
@@ -126,15 +128,18 @@ def _first_available() -> Kind:
     return "cockroach" if shutil.which("cockroach") else "embedded"
 
 
-def _from_url() -> Server:
-    url = os.environ.get(URL_VARIABLE, "")
+def server_at(url: str, *, named_by: str = "the URL") -> Server:
+    """Give the server that a URL names: `postgresql://user:password@host:26257/database?sslmode=require`.
+
+    Raises ServerError, which tells what `named_by` should hold, for anything else.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("postgresql", "postgres", "cockroachdb") or not parts.hostname:
-        raise ServerError(f"{URL_VARIABLE} must look like postgresql://user:password@host:26257/database")
+        raise ServerError(f"{named_by} must look like postgresql://user:password@host:26257/database")
     host, port = parts.hostname, parts.port or DEFAULT_PORT
     return Server(
         kind="url",
-        description=f"the server at {host}:{port}, named by {URL_VARIABLE}",
+        description=f"the server at {host}:{port}, named by {named_by}",
         host=host,
         port=port,
         user=unquote(parts.username or "root"),

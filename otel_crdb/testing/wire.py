@@ -12,16 +12,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .dialect import translated
-from .frames import READ_SIZE, TO_CLIENT, TO_SERVER, Frame, FrameReader, ProtocolError, message, sqlstate
+from .frames import (
+    READ_SIZE,
+    TO_CLIENT,
+    TO_SERVER,
+    Frame,
+    FrameReader,
+    ProtocolError,
+    message,
+    query,
+    sqlstate,
+)
 from .wire_log import CONTROL_REQUEST, WireLog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
+
+logger = logging.getLogger(__name__)
 
 CANCEL_REQUEST = 1234 << 16 | 5678
 SSL_REQUEST = 1234 << 16 | 5679
@@ -95,12 +108,14 @@ class Session:
             if code == CANCEL_REQUEST:
                 await self._proxy.cancel(packet[8:])
             elif code == CONTROL_REQUEST:
-                self._client.write(json.dumps(self._proxy.control(json.loads(packet[8:]))).encode())
+                self._client.write(self._proxy.control(packet[8:]))
                 await self._client.drain()
             else:
                 await self._serve(packet)
         except (OSError, EOFError, ProtocolError):
             pass  # a peer that is gone or speaks nonsense: to close is all there is to do
+        except Exception:  # ours: said here, for asyncio would say it late, and without a word of what it is
+            logger.exception("a session of the wire proxy failed")
         finally:
             self._client.close()
 
@@ -122,10 +137,7 @@ class Session:
         self._log.open_sessions += 1
         self._number = self._proxy.next_session_number()
         server.write(startup)
-        relays = [
-            asyncio.create_task(self._relay(FrameReader(self._client_reader), server, self.to_server)),
-            asyncio.create_task(self._relay(FrameReader(reader), self._client, self.to_client)),
-        ]
+        relays = [asyncio.create_task(relay) for relay in self.relays(reader, server)]
         try:
             await asyncio.wait(relays, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -142,35 +154,57 @@ class Session:
             if isinstance(outcome, Exception):
                 raise outcome
 
-    async def _relay(
-        self, source: FrameReader, sink: asyncio.StreamWriter, decide: Callable[[Frame], bytes]
-    ) -> None:
+    def relays(
+        self, reader: asyncio.StreamReader, server: asyncio.StreamWriter
+    ) -> list[Coroutine[Any, Any, None]]:
+        """Give what runs until the first of it ends: both directions."""
+        return [
+            self.relay_to_server(FrameReader(self._client_reader), server),
+            self.relay_to_client(FrameReader(reader), self._client),
+        ]
+
+    async def relay_to_server(self, source: FrameReader, server: asyncio.StreamWriter) -> None:
+        """Pass on what the client says, until it says no more."""
         while frames := await source.read():
-            sink.write(b"".join([decide(frame) for frame in frames]))
-            await sink.drain()
+            server.write(b"".join([self.to_server(frame) for frame in frames]))
+            await server.drain()
+
+    async def relay_to_client(self, source: FrameReader, client: asyncio.StreamWriter) -> None:
+        """Pass on what the server says, until it says no more."""
+        while frames := await source.read():
+            client.write(b"".join([self.to_client(frame) for frame in frames]))
+            await client.drain()
 
     def to_server(self, frame: Frame) -> bytes:
         """Take note of a client's message; give the bytes that go to the server in its place."""
+        if frame.rest:
+            return frame.data
+        self.note(frame)
+        if frame.kind != "Q":
+            return frame.data
+        text = frame.data[5:-1]
+        known = translated(text)
+        return frame.data if known == text else query(known)
+
+    def note(self, frame: Frame) -> None:
+        """Take note of a client's message: in the log, and of what it prepares."""
         kind = frame.kind
         self._log.to_server[TO_SERVER.get(kind, kind)] += 1
         if kind == "Q":
             self._log.add(self._number, "statement", frame.data[5:-1])
-            text = frame.data[5:-1]
-            known = translated(text)
-            if known is not text:
-                return message("Q", known + b"\0")
         elif kind == "P":
-            name, text = frame.data[5:].split(b"\0", 2)[:2]
+            name, text, *_ = [*frame.data[5:].split(b"\0", 2), b""]
             self._prepared[name.decode(errors="replace")] = text
         elif kind == "B":
             portal, statement = frame.strings(2)
             self._portals[portal] = self._prepared.get(statement, b"")
         elif kind == "E":
             self._log.add(self._number, "statement", self._portals.get(frame.strings(1)[0], b""))
-        return frame.data
 
     def to_client(self, frame: Frame) -> bytes:
         """Take note of the server's message; give the bytes that go to the client in its place."""
+        if frame.rest:
+            return frame.data
         kind = frame.kind
         self._log.to_client[TO_CLIENT.get(kind, kind)] += 1
         if kind == "S":
@@ -207,16 +241,29 @@ class WireProxy:
         self._listener: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen; `port` tells where. Raises OSError when the machine lets us not."""
-        self._listener = await asyncio.start_server(
-            self._accept, "127.0.0.1", 0, limit=READ_SIZE, backlog=512
-        )
-        self.port = self._listener.sockets[0].getsockname()[1]
+        """Listen on `port`, which tells a free one where it was 0.
+
+        Raises OSError when the machine lets us not.
+        """
+        await self.listen()
+
+    async def listen(self) -> None:
+        """Take clients, on the same port as before where there was one."""
+        if self._listener is None:
+            self._listener = await asyncio.start_server(
+                self._accept, "127.0.0.1", self.port, limit=READ_SIZE, backlog=512
+            )
+            self.port = self._listener.sockets[0].getsockname()[1]
+
+    def refuse(self) -> None:
+        """Take no new clients: the operating system refuses them."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     async def stop(self) -> None:
         """Listen no more and end all sessions."""
-        if self._listener is not None:
-            self._listener.close()
+        self.refuse()
         for session in self._sessions:
             session.cancel()
         await asyncio.gather(*self._sessions, return_exceptions=True)
@@ -257,9 +304,16 @@ class WireProxy:
             writer.write(length.to_bytes(4, "big") + CANCEL_REQUEST.to_bytes(4, "big") + server_key)
             await reader.read()
 
-    def control(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Answer a request of the test harness: so far `{"command": "log", "clear": bool}`."""
-        answer = self.log.as_dict()
-        if request.get("clear"):
+    def control(self, request: bytes) -> bytes:
+        """Answer a request of the test harness: so far `{"command": "log", "clear": bool}`, in JSON as it is.
+
+        Raises ProtocolError for anything else.
+        """
+        try:
+            clear = bool(json.loads(request)["clear"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ProtocolError("no request of the test harness") from error
+        answer = json.dumps(self.log.as_dict()).encode()
+        if clear:
             self.log.clear()
         return answer
