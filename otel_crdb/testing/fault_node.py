@@ -31,7 +31,7 @@ class FaultNode(WireProxy):
         self.rules: list[Rule] = []
         self.serving: set[FaultSession] = set()
         self._by_key: dict[bytes, FaultSession] = {}
-        self._expiries: dict[Rule, asyncio.TimerHandle] = {}
+        self._expiries: dict[Rule, asyncio.Task[None]] = {}
         self._joined = asyncio.Event()  # not partitioned
         self._joined.set()
 
@@ -41,9 +41,7 @@ class FaultNode(WireProxy):
         """Put a rule in force; one of the whole node strikes at once."""
         self.rules.append(rule)
         if rule.seconds is not None:
-            loop = asyncio.get_running_loop()
-            lifting = lambda: asyncio.ensure_future(self.lift(rule))  # noqa: E731 - it is one expression
-            self._expiries[rule] = loop.call_later(rule.seconds, lifting)
+            self._expiries[rule] = asyncio.create_task(self._lift_after(rule.seconds, rule))
         if rule.on == "node":
             rule.hits += 1
             await self._become_as_told()
@@ -56,10 +54,22 @@ class FaultNode(WireProxy):
         """Take a rule out of force, if it is in."""
         if rule in self.rules:
             self.rules.remove(rule)
+            await self._become_as_told()
             expiry = self._expiries.pop(rule, None)
             if expiry is not None:
                 expiry.cancel()
-            await self._become_as_told()
+
+    async def _lift_after(self, seconds: float, rule: Rule) -> None:
+        await asyncio.sleep(seconds)
+        del self._expiries[rule]
+        await self.lift(rule)
+
+    async def stop(self) -> None:
+        """Listen no more, end all sessions, and let no rule expire."""
+        for expiry in self._expiries.values():
+            expiry.cancel()
+        await asyncio.gather(*self._expiries.values(), return_exceptions=True)
+        await super().stop()
 
     def strike(
         self, place: Place, text: bytes = b"", *, ordinary: bool = True, planning: bool = False

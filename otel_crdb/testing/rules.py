@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import time
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ class Rule:
     statement without regard to case (default: the fault's own, else every statement but those that begin, end
     or set up a transaction). Of the matches the `nth` (from 1) is the first that may be struck, and from
     there on each is with the `probability` (above 0, at most 1), drawn from `seed`. `times` is how often it
-    strikes (None: always), and `seconds` for how long after it was put in (None: until it is lifted).
+    strikes (None: always), and `seconds` after how long it is lifted (None: not of itself).
 
     `hits` counts how often it has struck. As a context manager a rule is lifted at the end. Raises ValueError
     for a value that is none of these.
@@ -70,13 +69,11 @@ class Rule:
             raise ValueError(f"matching is no regular expression: {error}") from error
         self._random = random.Random(self.seed)
         self._seen = 0
-        self._until = None if self.seconds is None else time.monotonic() + self.seconds
 
     @property
     def over(self) -> bool:
-        """Whether it will never strike again."""
-        spent = self.times is not None and self.hits >= self.times
-        return spent or (self._until is not None and time.monotonic() >= self._until)
+        """Whether it has struck as often as it may."""
+        return self.times is not None and self.hits >= self.times
 
     def strikes(self, place: Place, text: bytes = b"", *, ordinary: bool = True) -> bool:
         """Tell whether it strikes here and now, and count.
