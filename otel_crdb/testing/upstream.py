@@ -37,7 +37,19 @@ async def connect(server: Server) -> Connection:
         path = f"{server.direct_host}/.s.PGSQL.{server.direct_port}"
         return await asyncio.open_unix_connection(path, limit=READ_SIZE)
     opening = asyncio.open_connection(server.host, server.port, limit=READ_SIZE)
-    reader, writer = await asyncio.wait_for(opening, CONNECT_TIMEOUT)
+    try:
+        reader, writer = await asyncio.wait_for(opening, CONNECT_TIMEOUT)
+    except asyncio.TimeoutError as error:  # no OSError before Python 3.11
+        raise OSError(f"no answer from {server.host}:{server.port} in {CONNECT_TIMEOUT:.0f} s") from error
+    try:
+        return await _secured(reader, writer, server)
+    except BaseException:
+        writer.close()
+        raise
+
+
+async def _secured(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: Server) -> Connection:
+    """Go on in TLS where `sslmode` has it so and the server can."""
     mode = server.options.get("sslmode", "prefer")
     if mode in ("disable", "allow"):
         return reader, writer
@@ -45,7 +57,6 @@ async def connect(server: Server) -> Connection:
     if await reader.readexactly(1) == b"S":
         return await _encrypted(writer, server, mode)
     if mode != "prefer":
-        writer.close()
         raise OSError(f"sslmode={mode}, and the server has no TLS")
     return reader, writer
 

@@ -210,6 +210,7 @@ class Session:
         if kind == "S":
             return self._proxy.announcement.parameter_status(frame)
         if kind == "K":
+            self._proxy.forget(self._key)
             self._key = self._proxy.new_key(server_key=frame.data[5:])
             return message("K", self._key)
         if kind == "C":
