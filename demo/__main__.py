@@ -27,7 +27,7 @@ from .traffic import CLIENTS as CUSTOMERS
 from .traffic import FEWEST_ROUNDS, MADE, REFUSED, Client, Rush, Tally
 
 if TYPE_CHECKING:
-    from .telemetry import Telemetry
+    from otel_crdb.testing.telemetry import Telemetry
 
 LONGEST = 110.0
 FINE, MISSING, NOT_STARTED, INTERRUPTED = 0, 1, 2, 130

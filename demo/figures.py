@@ -12,7 +12,8 @@ from .traffic import SERIALIZATION_FAILURE
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .telemetry import Span, Telemetry
+    from otel_crdb.testing.otlp import Span
+    from otel_crdb.testing.telemetry import Telemetry
 
 SQLSTATE = "db.response.status_code"
 STATUS = "http.response.status_code"

@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2 as logs
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace
 
-from .telemetry import Telemetry
+from otel_crdb.testing.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable

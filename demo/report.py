@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from otel_crdb.testing.otlp import Span
+
     from .forwarder import Forwarder
     from .receiver import Receiver
     from .run import Check, Run
-    from .telemetry import Span
 
 WIDEST = 110
 LOG_LINES = 25

@@ -11,8 +11,9 @@ from .run import Check
 from .traffic import INSUFFICIENT, MADE, REFUSED
 
 if TYPE_CHECKING:
+    from otel_crdb.testing.telemetry import Telemetry
+
     from .run import Run
-    from .telemetry import Telemetry
 
 ERRORS, DURATION = "cockroachdb.client.errors", "db.client.operation.duration"
 RETRIES, ATTEMPTS = "cockroachdb.client.txn.retries", "cockroachdb.client.txn.attempts"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .telemetry import Telemetry
+    from otel_crdb.testing.telemetry import Telemetry
+
     from .traffic import Tally
 
 

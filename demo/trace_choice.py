@@ -10,7 +10,8 @@ from . import figures
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .telemetry import Span, Telemetry
+    from otel_crdb.testing.otlp import Span
+    from otel_crdb.testing.telemetry import Telemetry
 
 
 def retried(telemetry: Telemetry) -> list[Span]:

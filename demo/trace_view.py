@@ -14,7 +14,7 @@ from . import figures
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .telemetry import Event, Span
+    from otel_crdb.testing.otlp import Event, Span
 
 KIND_WIDTH, DURATION_WIDTH = 9, 9
 #: Attributes worth a line, under the span they are on.

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.conf import settings
@@ -60,12 +62,13 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._take_out()
             raise
 
-    def _uninstrument(self, **_: Any) -> None:
+    def _uninstrument(self, *, flush: bool = True, **_: Any) -> None:
         for wrapper in open_wrappers.all(initialized_only=True):  # this thread's; others are out of reach
             record = vars(wrapper).get(state.RECORD)
             if record is not None:
                 transactions.forget(record)
-        pipeline.flush(_config_in_force(), timeout=5)
+        if flush:
+            pipeline.flush(_config_in_force(), timeout=5)
         self._take_out()
 
     def _take_out(self) -> None:
@@ -147,6 +150,30 @@ def uninstrument() -> None:
     instrumentor = CockroachDBInstrumentor()
     if instrumentor.is_instrumented_by_opentelemetry:
         instrumentor.uninstrument()
+
+
+@contextmanager
+def instrumented_for_a_while(**options: Any) -> Iterator[None]:
+    """Instrument with these options in place of those in force, and put back at the end what was in force.
+
+    Nothing is flushed: what has been recorded leaves when it would have left.
+    """
+    instrumentor = CockroachDBInstrumentor()
+    outer = _config_in_force() if instrumentor.is_instrumented_by_opentelemetry else None
+    if outer is not None:
+        instrumentor.uninstrument(flush=False)
+    try:
+        instrumentor.instrument(**{**_options_of(outer or config.Config()), **options})
+        yield
+    finally:
+        if instrumentor.is_instrumented_by_opentelemetry:
+            instrumentor.uninstrument(flush=False)
+        if outer is not None:
+            instrumentor.instrument(**_options_of(outer))
+
+
+def _options_of(chosen: config.Config) -> dict[str, Any]:
+    return {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
 
 
 def flush(timeout: float = 10.0) -> bool:

@@ -9,8 +9,8 @@ import pytest
 
 from demo import retry_checks, trace_choice
 from demo.run import Run
-from demo.telemetry import Event, LogRecord, Point, Span
 from demo.traffic import INSUFFICIENT, MADE, REFUSED, Tally
+from otel_crdb.testing.otlp import Event, LogRecord, Point, Span
 
 CODE = {"db.response.status_code": "40001"}
 CHECKS = {

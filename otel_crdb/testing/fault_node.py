@@ -32,6 +32,7 @@ class FaultNode(WireProxy):
         self.serving: set[FaultSession] = set()
         self._by_key: dict[bytes, FaultSession] = {}
         self._expiries: dict[Rule, asyncio.Task[None]] = {}
+        self.silence_broken = asyncio.Event()  # set when a rule is lifted that made sessions fall silent
         self._joined = asyncio.Event()  # not partitioned
         self._joined.set()
 
@@ -54,6 +55,9 @@ class FaultNode(WireProxy):
         """Take a rule out of force, if it is in."""
         if rule in self.rules:
             self.rules.remove(rule)
+            if rule.fault.link is Link.SILENT:
+                self.silence_broken.set()
+                self.silence_broken = asyncio.Event()
             await self._become_as_told()
             expiry = self._expiries.pop(rule, None)
             if expiry is not None:

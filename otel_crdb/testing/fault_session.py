@@ -112,8 +112,21 @@ class FaultSession(Session):
                 self._client.write_eof()
                 await self._client_reader.read(1)
             elif link is Link.SILENT:
-                while await self._client_reader.read(READ_SIZE):
-                    pass
+                await self._silence()
+
+    async def _silence(self) -> None:
+        """Say nothing more, until the client goes or the rule is lifted."""
+        released = asyncio.ensure_future(self._proxy.silence_broken.wait())
+        try:
+            while not released.done():
+                reading = asyncio.ensure_future(self._client_reader.read(READ_SIZE))
+                await asyncio.wait({reading, released}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    reading.cancel()
+                elif not reading.result():
+                    return
+        finally:
+            released.cancel()
 
     # --- from the client -----------------------------------------------------------------------------------
 

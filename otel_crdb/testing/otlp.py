@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was received, decoded: spans, data points and log records as plain values."""
+"""Spans, data points and log records as plain values, decoded from OTLP."""
 
 from __future__ import annotations
 
-import threading
-from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,26 +16,38 @@ STATUSES = ("UNSET", "OK", "ERROR")
 CUMULATIVE = 2
 
 
+class Described:
+    """Something with attributes: `it["db.response.status_code"]` gives one."""
+
+    attributes: dict[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.attributes:
+            raise KeyError(f"{name}; there are {', '.join(sorted(self.attributes)) or 'none'}")
+        return self.attributes[name]
+
+
 @dataclass(frozen=True)
-class Event:
-    """Something that happened within a span."""
+class Event(Described):
+    """Something that happened within a span; `time` is in nanoseconds."""
 
     name: str
     attributes: dict[str, Any]
+    time: int = field(default=0, repr=False)
 
 
 @dataclass(frozen=True)
-class Span:
+class Span(Described):
     """One span. Times are in nanoseconds, ids are hex; `process` tells workers apart."""
 
-    process: str
-    trace_id: str
+    process: str = field(repr=False)
+    trace_id: str = field(repr=False)
     span_id: str
-    parent_id: str
+    parent_id: str = field(repr=False)
     name: str
     kind: str
-    start: int
-    end: int
+    start: int = field(repr=False)
+    end: int = field(repr=False)
     status: str
     attributes: dict[str, Any]
     events: tuple[Event, ...]
@@ -49,13 +59,13 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Point:
+class Point(Described):
     """A data point, as it last stood.
 
     `value` is a sum's value or a histogram's count, `total` what a histogram's values add up to.
     """
 
-    process: str
+    process: str = field(repr=False)
     metric: str
     attributes: dict[str, Any]
     value: float
@@ -63,63 +73,19 @@ class Point:
 
 
 @dataclass(frozen=True)
-class LogRecord:
-    """One log record."""
+class LogRecord(Described):
+    """One log record. The ids are those of the span it was written in, zeros or empty where there was none.
 
-    process: str
-    trace_id: str
+    `event` is OpenTelemetry's event name, empty for an ordinary line.
+    """
+
+    process: str = field(repr=False)
+    trace_id: str = field(repr=False)
     event: str
     attributes: dict[str, Any]
-
-
-@dataclass
-class Telemetry:
-    """All that was received. A batch that an exporter sends twice counts once, where ids tell."""
-
-    _spans: dict[tuple[str, str], Span] = field(default_factory=dict)
-    _points: dict[tuple[Any, ...], Point] = field(default_factory=dict)
-    _logs: list[LogRecord] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, signal: str, request: Any) -> None:
-        """Take in a decoded export request of `traces`, `metrics` or `logs`."""
-        with self._lock:
-            if signal == "traces":
-                self._spans.update(((span.trace_id, span.span_id), span) for span in _spans(request))
-            elif signal == "metrics":
-                self._points.update(_points(request))
-            else:
-                self._logs.extend(_logs(request))
-
-    @property
-    def spans(self) -> list[Span]:
-        """The spans, by start."""
-        with self._lock:
-            return sorted(self._spans.values(), key=lambda span: span.start)
-
-    @property
-    def points(self) -> list[Point]:
-        """The last data point of every series."""
-        with self._lock:
-            return list(self._points.values())
-
-    @property
-    def logs(self) -> list[LogRecord]:
-        """The log records."""
-        with self._lock:
-            return list(self._logs)
-
-    def processes(self) -> set[str]:
-        """Name the processes whose spans have come."""
-        with self._lock:
-            return {span.process for span in self._spans.values()}
-
-    def traces(self) -> dict[str, list[Span]]:
-        """Return the spans of each trace, by start."""
-        traces = defaultdict(list)
-        for span in self.spans:
-            traces[span.trace_id].append(span)
-        return dict(traces)
+    body: Any = None
+    severity: str = ""
+    span_id: str = field(default="", repr=False)
 
 
 def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, Any]:
@@ -141,7 +107,8 @@ def _process(resource: Any) -> str:
     return str(told.get("service.instance.id") or told.get("process.pid") or "unnamed")
 
 
-def _spans(request: Any) -> Iterator[Span]:
+def spans_of(request: Any) -> Iterator[Span]:
+    """Yield the spans of an ExportTraceServiceRequest."""
     for group in request.resource_spans:
         process = _process(group.resource)
         for scope in group.scope_spans:
@@ -157,12 +124,16 @@ def _spans(request: Any) -> Iterator[Span]:
                     end=span.end_time_unix_nano,
                     status=STATUSES[span.status.code],
                     attributes=attributes_of(span.attributes),
-                    events=tuple(Event(event.name, attributes_of(event.attributes)) for event in span.events),
+                    events=tuple(map(_event, span.events)),
                 )
 
 
-def _points(request: Any) -> Iterator[tuple[tuple[Any, ...], Point]]:
-    """Yield sums and histograms with what their series is known by.
+def _event(event: Any) -> Event:
+    return Event(event.name, attributes_of(event.attributes), event.time_unix_nano)
+
+
+def points_of(request: Any) -> Iterator[tuple[tuple[Any, ...], Point]]:
+    """Yield the sums and histograms of an ExportMetricsServiceRequest, with what their series is known by.
 
     Cumulative series are known by their attributes, so that the last point stands for all before it.
     """
@@ -174,7 +145,8 @@ def _points(request: Any) -> Iterator[tuple[tuple[Any, ...], Point]]:
                 data = getattr(metric, shape) if shape else None
                 for point in getattr(data, "data_points", ()):
                     attributes = attributes_of(point.attributes)
-                    key = (process, scope.scope.name, metric.name, repr(sorted(attributes.items())))
+                    series = repr(sorted(attributes.items()))
+                    key: tuple[Any, ...] = (process, scope.scope.name, metric.name, series)
                     if getattr(data, "aggregation_temporality", CUMULATIVE) != CUMULATIVE:
                         key += (point.start_time_unix_nano, point.time_unix_nano)
                     yield key, Point(process, metric.name, attributes, *_numbers(point))
@@ -187,11 +159,18 @@ def _numbers(point: Any) -> tuple[float, ...]:
     return (getattr(point, point.WhichOneof("value") or "as_int"),)
 
 
-def _logs(request: Any) -> Iterator[LogRecord]:
+def log_records_of(request: Any) -> Iterator[LogRecord]:
+    """Yield the log records of an ExportLogsServiceRequest."""
     for group in request.resource_logs:
         process = _process(group.resource)
         for scope in group.scope_logs:
             for record in scope.log_records:
                 yield LogRecord(
-                    process, record.trace_id.hex(), record.event_name, attributes_of(record.attributes)
+                    process=process,
+                    trace_id=record.trace_id.hex(),
+                    event=record.event_name,
+                    attributes=attributes_of(record.attributes),
+                    body=_value(record.body),
+                    severity=record.severity_text,
+                    span_id=record.span_id.hex(),
                 )
