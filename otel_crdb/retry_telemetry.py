@@ -21,6 +21,7 @@ from .operations import is_suppressed
 from .state import current_request
 
 if TYPE_CHECKING:
+    from .attempts import Ended
     from .policy import Attempt, Policy
 
 logger = logging.getLogger("otel_crdb.retry")
@@ -38,6 +39,8 @@ class Run(Protocol):
     attempts: list[Attempt]
     #: The last attempt's, or the whole's once it is over.
     outcome: str | None
+    #: How the last attempt failed; None where it did not.
+    ended: Ended | None
 
 
 class LogicalSpan:
@@ -73,11 +76,10 @@ class LogicalSpan:
             signal.instruments.transaction_attempts.record(run.begun, words)
         self.span.set_attributes({semconv.TXN_ATTEMPTS: run.begun, semconv.TXN_OUTCOME: outcome})
         if error is not None and outcome in outcomes.FAILURES:
-            last = run.attempts[-1] if run.attempts else None
-            words_of_error = (
-                events.words_of(last.error, last.failure) if last else events.words_of(error, None)
-            )
-            self.span.set_attributes(words_of_error.span)
+            told, failure = error, None
+            if run.ended is not None and run.ended.error is not None:  # the database's, under what is raised
+                told, failure = run.ended.error, run.ended.failure
+            self.span.set_attributes(events.words_of(told, failure).span)
             self.span.set_status(Status(StatusCode.ERROR))
 
 

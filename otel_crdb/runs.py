@@ -59,6 +59,7 @@ class Run:
         self.name = policy.name or name_of(fn)
         self.id = new_transaction_id()
         self.attempts: list[Attempt] = []
+        self.ended: Ended | None = None
         self.begun = 0
         #: The last attempt's outcome, or the whole's once it is over; None before there was one.
         self.outcome: str | None = None
@@ -101,7 +102,7 @@ class Run:
             if ended.error is not None:
                 raise ended.error
         except BaseException as error:
-            ended = block.failed(error)
+            ended = self.ended = block.failed(error)
             self.outcome = ended.outcome
             self._clean(block, ended)
             wait = self._wait_after(ended, last_chance=in_testcase)

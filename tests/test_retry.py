@@ -38,7 +38,7 @@ from otel_crdb import (
 )
 
 from .project.models import Account
-from .servers import CuttingProxy, commit_fails_with, conflicting, cut, driver_connect, earn
+from .servers import CuttingProxy, commit_fails_with, conflicting, cut, driver_connect, earn, needs_postgresql
 
 pytestmark = pytest.mark.usefixtures("accounts")
 
@@ -155,6 +155,24 @@ def test_exhausted_attempts(telemetry, caplog):
     assert [record.levelname for record in caplog.records if record.name == "otel_crdb.retry"].count(
         "ERROR"
     ) == 1
+
+
+@pytest.mark.parametrize("retried", [0, 1])
+def test_error_that_ends_the_attempts_is_on_the_span_around_them(telemetry, naps, retried):
+    """The span around all attempts has the words of the error that ended them, not of one that was retried."""
+    codes = ["40001"] * retried + ["XXC02"]
+
+    def pay():
+        with connection.cursor() as cursor:
+            cursor.execute(f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{codes.pop(0)}'; END $$")
+
+    needs_postgresql()
+    with pytest.raises(DatabaseError):
+        run_transaction(pay, name="pay")
+    told = telemetry.one("run_transaction pay").attributes
+    assert (told["cockroachdb.txn.attempts"], told["cockroachdb.txn.outcome"]) == (retried + 1, "failed")
+    assert {told["error.type"], told["db.response.status_code"]} == {"XXC02"}
+    assert told["cockroachdb.error.class"] == "license"
 
 
 def test_backs_off_with_full_jitter_and_never_past_the_deadline(telemetry, naps, monkeypatch):

@@ -24,3 +24,10 @@ class TransferForm(forms.Form):
         if order.get("sender") and order.get("sender") == order.get("recipient"):
             raise forms.ValidationError("from and to are the same account")
         return order
+
+
+class DepositForm(forms.Form):
+    """Whose account, and how many cents."""
+
+    recipient = forms.CharField(max_length=60)
+    amount = forms.IntegerField(min_value=1)

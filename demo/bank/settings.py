@@ -17,6 +17,14 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
 ]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+# Errors go to the log and not to ADMINS, of whom there are none: Django 4.2 makes the report for them all the
+# same, and runs the queries that it shows once more.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"django": {"handlers": ["console"], "level": "ERROR"}},
+}
 
 
 def database() -> dict:

@@ -7,6 +7,9 @@ from . import views
 
 urlpatterns = [
     path("transfer/", views.transfer),
+    path("deposit/", views.deposit),
     path("accounts/", views.accounts),
+    path("report/", views.report),
+    path("nodes/", views.nodes),
     path("health/", views.health),
 ]

@@ -5,7 +5,7 @@ import json
 
 import django
 from django.db import connection
-from django.db.models import Sum
+from django.db.models import Count, Sum
 from django.http import HttpRequest, JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET, require_POST
@@ -13,8 +13,8 @@ from django.views.decorators.http import require_GET, require_POST
 from otel_crdb import AmbiguousCommitError, RetriesExhaustedError
 
 from . import transfers
-from .forms import TransferForm
-from .models import Account
+from .forms import DepositForm, TransferForm
+from .models import Account, Transfer
 
 
 @csrf_exempt
@@ -47,11 +47,40 @@ def transfer(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"transfer": made.pk}, status=201)
 
 
+@csrf_exempt
+@require_POST
+def deposit(request: HttpRequest) -> JsonResponse:
+    """Pay in: JSON or form fields ``to`` and ``amount``, in cents."""
+    form = DepositForm(_order(request))
+    if not form.is_valid():
+        return JsonResponse({"error": "not a deposit", "fields": form.errors}, status=400)
+    try:
+        made = transfers.deposit(**form.cleaned_data)
+    except Account.DoesNotExist as error:
+        return JsonResponse({"error": f"no such account: {error}"}, status=404)
+    return JsonResponse(made, status=201)
+
+
 @require_GET
 def accounts(_: HttpRequest) -> JsonResponse:
     """List every account: its balance, and what its ledger entries come to."""
     listed = Account.objects.annotate(ledger=Sum("entries__amount")).order_by("owner")
     return JsonResponse({"accounts": list(listed.values("owner", "balance", "ledger"))})
+
+
+@require_GET
+def report(_: HttpRequest) -> JsonResponse:
+    """Sum up all transfers that were ever made."""
+    return JsonResponse(Transfer.objects.aggregate(transfers=Count("pk"), moved=Sum("amount")))
+
+
+@require_GET
+def nodes(_: HttpRequest) -> JsonResponse:
+    """List the cluster's nodes. CockroachDB v26.1 and later no longer tell applications of them."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT node_id, is_live FROM crdb_internal.gossip_nodes")
+        found = cursor.fetchall()
+    return JsonResponse({"nodes": [{"node": node, "live": live} for node, live in found]})
 
 
 @require_GET

@@ -119,6 +119,7 @@ def execution(text: bytes) -> list[tuple[str, bytes]]:
     no_values = (0).to_bytes(2, "big") * 3
     return [
         ("C", message("C", b"S" + _OURS + b"\0")),
+        ("C", message("C", b"P" + _OURS + b"\0")),
         ("P", message("P", _OURS + b"\0" + text + b"\0" + (0).to_bytes(2, "big"))),
         ("B", message("B", _OURS + b"\0" + _OURS + b"\0" + no_values)),
         ("E", message("E", _OURS + b"\0" + (0).to_bytes(4, "big"))),

@@ -37,9 +37,9 @@ class Upstream(Enum):
 class Link(Enum):
     """What becomes of the client's connection after the fault.
 
-    `OPEN`: nothing. `CLOSED`: the server says goodbye in good order (FIN). `RESET`: it is gone (RST). `SILENT`:
-    it stays open, and nothing is heard on it until the client goes or the rule is lifted, which ends it:
-    half-open. The server's side ends with all but `OPEN`.
+    `OPEN`: nothing. `CLOSED`: the server says goodbye in good order (FIN). `RESET`: it is gone (RST).
+    `SILENT`: it stays open, and nothing is heard on it until the client goes or the rule is lifted, which
+    ends it: half-open. The server's side ends with all but `OPEN`.
     """
 
     OPEN = "open"

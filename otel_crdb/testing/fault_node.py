@@ -46,7 +46,7 @@ class FaultNode(WireProxy):
         if rule.on == "node":
             rule.hits += 1
             await self._become_as_told()
-            self._strike_all(rule.fault)
+            self._strike_all(rule)
         for session in list(self.serving):
             if session.waits == rule.on and rule.strikes(rule.on):
                 session.interrupt(rule.fault)
@@ -102,13 +102,18 @@ class FaultNode(WireProxy):
         else:
             await self.listen()
 
-    def _strike_all(self, fault: Fault) -> None:
+    def _strike_all(self, rule: Rule) -> None:
+        fault = rule.fault
         if fault.node is Node.DEAD:
             for session in list(self.serving):
                 session.interrupt(replace(fault, errors=(), link=Link.RESET))
         elif fault.node is Node.DRAINING:
             self._say_goodbye(idle_only=True)
-            asyncio.get_running_loop().call_later(fault.delay, self._say_goodbye)
+            asyncio.get_running_loop().call_later(fault.delay, self._end_grace, rule)
+
+    def _end_grace(self, rule: Rule) -> None:
+        if rule in self.rules:
+            self._say_goodbye()
 
     def _say_goodbye(self, *, idle_only: bool = False) -> None:
         """Close what is idle; when the time given to open transactions is over, also what is under way."""

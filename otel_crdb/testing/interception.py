@@ -87,17 +87,34 @@ class Interception:
         data = self._pass_on(frame)
         if frame.rest:
             return data
-        if text is not None and frame.kind != "P":
+        if text is not None and frame.kind == "P":
+            data = self._parsed(data, text)
+        elif text is not None:
             control = control_of(text)
             if self.emulates and control.kind == "release" and control.commits:
                 if self._transaction.status == OPEN:
                     return self._committed_by_release(frame.kind)
             elif (again := start_again(self._transaction, control)) is not None:
                 self._transaction.sent(control_of(again), again)
-                return self._run(frame.kind, [again], shown=True)
+                return self._closed(frame) + self._run(frame.kind, [again], shown=True)
             self._transaction.sent(control, text)
         self._exchanges.sent(Exchange(frame.kind))
         return data
+
+    def _closed(self, frame: Frame) -> bytes:
+        """Give what closes the portal that was to be executed: the server cannot drop it in silence."""
+        if frame.kind == "Q":
+            return b""
+        self._exchanges.sent(Exchange("C", shown=False))
+        return message("C", b"P" + frame.strings(1)[0].encode() + b"\0")
+
+    def _parsed(self, data: bytes, text: bytes) -> bytes:
+        """Give what the server parses: in an aborted transaction it would refuse SAVEPOINT."""
+        again = start_again(self._transaction, control_of(text))
+        if again is None:
+            return data
+        name, _, types = data[5:].split(b"\0", 2)
+        return message("P", b"\0".join((name, again, types)))
 
     def struck(self, frame: Frame, text: bytes, fault: Fault) -> bytes:
         """Give what goes to the server in place of a message that a fault meets."""
@@ -148,7 +165,12 @@ class Interception:
             commit += message("S", b"")
         # With its savepoints: a COMMIT that is refused leaves them, and the client may go back to them.
         again = [self._transaction.begun_by, *initial_savepoints(self._transaction)]
-        return commit + self._run(kind, again, Injection(refused=True))
+        refused = self._run(kind, again, Injection(refused=True))
+        if kind != "Q":
+            self._exchanges.sent(Exchange("S", shown=False, ready=False))
+            self._server_skips = False
+            refused += message("S", b"")
+        return commit + refused
 
     def _run(
         self,

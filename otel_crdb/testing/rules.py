@@ -55,8 +55,17 @@ class Rule:
             self.on not in ("idle", "idle_in_transaction") or self.fault.link is not Link.OPEN,
             f"{self.fault.name} cannot strike on {self.on}: unasked, a server speaks only to say goodbye",
         )
-        _demand(self.nth >= 1, f"nth counts from 1; {self.nth} is no match")
-        _demand(self.times is None or self.times >= 1, f"times must be 1 or more, or None, not {self.times}")
+        plain = (self.matching, self.nth, self.probability) == (None, 1, 1.0) and self.times in (None, 1)
+        _demand(self.on != "node" or plain, "a fault of the whole node is there or not: it has only seconds")
+        _demand(_is_count(self.nth), f"nth counts from 1; {self.nth!r} is no match")
+        _demand(
+            self.times is None or _is_count(self.times),
+            f"times must be 1 or more, or None, not {self.times!r}",
+        )
+        _demand(
+            self.matching is None or isinstance(self.matching, str),
+            f"matching must be a regular expression, not {self.matching!r}",
+        )
         _demand(
             0 < self.probability <= 1, f"probability must be above 0 and at most 1, not {self.probability}"
         )
@@ -104,6 +113,10 @@ class Rule:
         self.lift()
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _demand(kept: bool, otherwise: str) -> None:
     if not kept:
         raise ValueError(otherwise)
@@ -118,8 +131,6 @@ def make_rule(
     """
     if isinstance(fault, str):
         fault = named(fault)
-    if fault.node is not None:
-        when = {"times": None, **when}  # of the whole node: it lasts
     on = on or fault.place
     own = fault.matching if on == fault.place else None
     return Rule(fault, on, own if matching is None else matching, **when)
@@ -159,4 +170,5 @@ def _rule_of(entry: Any) -> Rule:
     fault = named(when.pop("fault"))
     if "delay" in when:
         fault = fault.after(float(when.pop("delay")))
+        _demand(fault.delay >= 0, f"delay must be 0 or more, not {fault.delay}")
     return make_rule(fault, **when)

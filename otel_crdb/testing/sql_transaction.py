@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
     from .control_statements import Control
 
 IDLE, OPEN, ABORTED = "I", "T", "E"  # the status bytes of ReadyForQuery
+#: What begins a transaction, without the statements that may stand behind it in the same text.
+_ALONE = re.compile(rb"\s*(BEGIN|START)\b[^;]*", re.IGNORECASE)
 
 
 @dataclass
@@ -37,13 +40,16 @@ class SqlTransaction:
             return
         if control.kind == "begin" and self.status == IDLE:
             self.forget()
-            self.status, self.begun_by = OPEN, text
+            alone = _ALONE.match(text)
+            self.status, self.begun_by = OPEN, alone[0] if alone is not None else b"BEGIN"
         elif control.kind in ("commit", "rollback"):
             self.forget()
         elif control.kind == "savepoint":
             self._savepoints.append((control.savepoint, self.ran == 0))
         elif control.kind == "rollback_to":
             self._back_to(control.savepoint)
+        elif control.kind == "release":
+            del self._savepoints[self._last(control.savepoint) :]
         elif control.kind == "other":
             self.ran += 1
 
@@ -63,7 +69,8 @@ class SqlTransaction:
         To go back to such a one restarts the transaction, which a 40001 does not forbid
         (pkg/sql/conn_executor_savepoints.go).
         """
-        return (savepoint, True) in self._savepoints
+        place = self._last(savepoint)
+        return place < len(self._savepoints) and self._savepoints[place][1]
 
     def initial_savepoints(self) -> list[str]:
         """Give the names of those, oldest first."""
@@ -73,12 +80,14 @@ class SqlTransaction:
         """Tell whether there is any savepoint, but those whose names begin so."""
         return any(but is None or not name.startswith(but) for name, _ in self._savepoints)
 
-    def _back_to(self, savepoint: str) -> None:
+    def _last(self, savepoint: str) -> int:
+        """Give the place of the last savepoint of that name; where there is none, the place after all."""
         names = [name for name, _ in self._savepoints]
-        if savepoint in names:
-            last = len(names) - names[::-1].index(savepoint)
-            if self._savepoints[last - 1][1]:
-                self.ran = 0
-                self.restarted = self.struck = False
-            del self._savepoints[last:]
+        return len(names) - 1 - names[::-1].index(savepoint) if savepoint in names else len(names)
+
+    def _back_to(self, savepoint: str) -> None:
+        if self.is_initial(savepoint):
+            self.ran = 0
+            self.restarted = self.struck = False
+        del self._savepoints[self._last(savepoint) + 1 :]
         self.status = OPEN

@@ -40,6 +40,7 @@ CANCEL_REQUEST = 1234 << 16 | 5678
 SSL_REQUEST = 1234 << 16 | 5679
 GSSENC_REQUEST = 1234 << 16 | 5680
 STARTUP_LIMIT = 10_000  # PostgreSQL refuses longer start-up packets
+CLOSING_TIMEOUT = 5.0
 MAX_NODE_ID = 2047  # eleven bits: the sign bit above them must stay zero
 
 # What CockroachDB reports at start-up besides server_version and crdb_version
@@ -87,6 +88,16 @@ class Announcement:
         else:
             pairs = [(name, value)] if name in REPORTED else []
         return b"".join(message("S", f"{key}\0{text}\0".encode()) for key, text in pairs)
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Wait for the end of a connection that is closing: one in TLS has a last word to say."""
+    try:
+        await asyncio.wait_for(writer.wait_closed(), CLOSING_TIMEOUT)
+    except asyncio.TimeoutError:
+        writer.transport.abort()
+    except (OSError, EOFError):
+        pass  # it is gone: that is what was waited for
 
 
 class Session:
@@ -150,6 +161,7 @@ class Session:
             self._proxy.forget(self._key)
             self._log.open_sessions -= 1
             outcomes = await asyncio.gather(*relays, return_exceptions=True)
+            await _closed(server)
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
