@@ -98,7 +98,7 @@ class FaultNode(WireProxy):
         else:
             self._joined.set()
         if self._told(Node.DEAD, Node.REFUSING):
-            self.refuse()
+            self.stop_listening()
         else:
             await self.listen()
 

@@ -268,7 +268,7 @@ class WireProxy:
             )
             self.port = self._listener.sockets[0].getsockname()[1]
 
-    def refuse(self) -> None:
+    def stop_listening(self) -> None:
         """Take no new clients: the operating system refuses them."""
         if self._listener is not None:
             self._listener.close()
@@ -276,7 +276,7 @@ class WireProxy:
 
     async def stop(self) -> None:
         """Listen no more and end all sessions."""
-        self.refuse()
+        self.stop_listening()
         for session in self._sessions:
             session.cancel()
         await asyncio.gather(*self._sessions, return_exceptions=True)
