@@ -69,7 +69,12 @@ class FaultSession(Session):
         fault = self._proxy.refusal_of_new or self._proxy.strike("connect")
         if fault is None:
             return
-        await asyncio.sleep(fault.delay)
+        ended = asyncio.ensure_future(self.from_client.until_end())
+        await asyncio.wait([ended], timeout=fault.delay)
+        if ended.done():
+            await ended
+            raise EOFError
+        ended.cancel()
         if fault.errors:
             self._refusal = fault
         elif fault.upstream is not Upstream.UNTOUCHED:
@@ -144,7 +149,7 @@ class FaultSession(Session):
                     fault = await self._delayed(fault, source)
                 passed += self._to_server(frame, text, fault)
             server.write(bytes(passed))
-            await server.drain()
+            await self.taken_by(server)
         await self._proxy.passage()  # nobody learns through a partition that the other is gone
 
     def _text_of(self, frame: Frame) -> bytes | None:

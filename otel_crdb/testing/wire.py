@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import secrets
+import select
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +43,8 @@ CANCEL_REQUEST = 1234 << 16 | 5678
 SSL_REQUEST = 1234 << 16 | 5679
 GSSENC_REQUEST = 1234 << 16 | 5680
 STARTUP_LIMIT = 10_000  # PostgreSQL refuses longer start-up packets
-CLOSING_TIMEOUT = 5.0
+LAST_WORDS = 1.0  # seconds
+REST = 0.2  # seconds
 MAX_NODE_ID = 2047  # eleven bits: the sign bit above them must stay zero
 
 # What CockroachDB reports at start-up besides server_version and crdb_version
@@ -90,16 +94,6 @@ class Announcement:
         return b"".join(message("S", f"{key}\0{text}\0".encode()) for key, text in pairs)
 
 
-async def _closed(writer: asyncio.StreamWriter) -> None:
-    """Wait for the end of a connection that is closing: one in TLS has a last word to say."""
-    try:
-        await asyncio.wait_for(writer.wait_closed(), CLOSING_TIMEOUT)
-    except asyncio.TimeoutError:
-        writer.transport.abort()
-    except (OSError, EOFError):
-        pass  # it is gone: that is what was waited for
-
-
 class Session:
     """One client and the server session that serves it, from the start-up packet to the end of either."""
 
@@ -107,6 +101,7 @@ class Session:
         self._proxy = proxy
         self._log = proxy.log
         self._client_reader, self._client = client
+        self.from_client = FrameReader(self._client_reader)
         self._number = 0
         self._key: bytes | None = None  # what we told the client in BackendKeyData
         self._prepared: dict[str, bytes] = {}
@@ -127,8 +122,6 @@ class Session:
             pass  # a peer that is gone or speaks nonsense: to close is all there is to do
         except Exception:  # ours: said here, for asyncio would say it late, and without a word of what it is
             logger.exception("a session of the wire proxy failed")
-        finally:
-            self._client.close()
 
     async def _startup(self) -> tuple[int, bytes]:
         """Refuse encryption as often as it is asked for; give the first other packet and its code."""
@@ -158,10 +151,13 @@ class Session:
             for relay in relays:
                 relay.cancel()
             server.close()
-            self._proxy.forget(self._key)
-            self._log.open_sessions -= 1
-            outcomes = await asyncio.gather(*relays, return_exceptions=True)
-            await _closed(server)
+            try:
+                outcomes = await asyncio.gather(*relays, return_exceptions=True)
+                await _closed(server)
+            finally:
+                server.transport.abort()  # what it has not taken by now of its client's last words is lost
+                self._proxy.forget(self._key)
+                self._log.open_sessions -= 1
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -171,7 +167,7 @@ class Session:
     ) -> list[Coroutine[Any, Any, None]]:
         """Give what runs until the first of it ends: both directions."""
         return [
-            self.relay_to_server(FrameReader(self._client_reader), server),
+            self.relay_to_server(self.from_client, server),
             self.relay_to_client(FrameReader(reader), self._client),
         ]
 
@@ -179,7 +175,22 @@ class Session:
         """Pass on what the client says, until it says no more."""
         while frames := await source.read():
             server.write(b"".join([self.to_server(frame) for frame in frames]))
-            await server.drain()
+            await self.taken_by(server)
+
+    async def taken_by(self, server: asyncio.StreamWriter) -> None:
+        """Wait until the server takes what was said. Raises EOFError where the client goes before that."""
+        if not server.transport.get_write_buffer_size():
+            await server.drain()  # at once, but for an error
+            return
+        drained = asyncio.ensure_future(server.drain())
+        try:
+            while not drained.done():
+                await asyncio.wait([drained], timeout=LAST_WORDS)
+                if not drained.done() and _hung_up(self._client):
+                    raise EOFError
+            await drained
+        finally:
+            drained.cancel()
 
     async def relay_to_client(self, source: FrameReader, client: asyncio.StreamWriter) -> None:
         """Pass on what the server says, until it says no more."""
@@ -232,6 +243,21 @@ class Session:
         return frame.data
 
 
+def _hung_up(peer: asyncio.StreamWriter) -> bool:
+    """Tell whether a peer is gone, though not all it said was read (on Linux; else after a reset)."""
+    if peer.is_closing():
+        return True
+    poll = select.poll()
+    poll.register(peer.get_extra_info("socket").fileno(), getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0))
+
+
+async def _closed(server: asyncio.StreamWriter) -> None:
+    """Wait, but not for long, for the end of a connection: a server amid a statement has no ear for it."""
+    with contextlib.suppress(OSError, asyncio.TimeoutError):
+        await asyncio.wait_for(server.wait_closed(), LAST_WORDS)
+
+
 class WireProxy:
     """Accepts clients on a free port of 127.0.0.1 and gives each a session of the server behind.
 
@@ -251,7 +277,7 @@ class WireProxy:
         self._numbers = 0
         self._server_keys: dict[bytes, bytes] = {}
         self._sessions: set[asyncio.Task[None]] = set()
-        self._listener: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
 
     async def start(self) -> None:
         """Listen on `port`, which tells a free one where it was 0.
@@ -263,14 +289,15 @@ class WireProxy:
     async def listen(self) -> None:
         """Take clients, on the same port as before where there was one."""
         if self._listener is None:
-            self._listener = await asyncio.start_server(
-                self._accept, "127.0.0.1", self.port, limit=READ_SIZE, backlog=512
-            )
-            self.port = self._listener.sockets[0].getsockname()[1]
+            self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
+            self._listener.setblocking(False)
+            self.port = self._listener.getsockname()[1]
+            asyncio.get_running_loop().add_reader(self._listener, self._take, self._listener)
 
     def stop_listening(self) -> None:
         """Take no new clients: the operating system refuses them."""
         if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
 
@@ -281,10 +308,41 @@ class WireProxy:
             session.cancel()
         await asyncio.gather(*self._sessions, return_exceptions=True)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self.session(self, (reader, writer)).run())
+    def _take(self, listener: socket.socket) -> None:
+        """Take a client that waits.
+
+        asyncio's own server loses the one that comes as it is closed, and leaves it waiting.
+        """
+        try:
+            link, _ = listener.accept()
+        except OSError as error:  # gone already, or no more files may be opened: then some have to go first
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._rest(listener)
+            return
+        link.setblocking(False)
+        task = asyncio.ensure_future(self._serve(link))
         self._sessions.add(task)
         task.add_done_callback(self._sessions.discard)
+        # A task that is cancelled before it has begun never knows of its client.
+        task.add_done_callback(lambda ended: link.close() if ended.cancelled() else None)
+
+    def _rest(self, listener: socket.socket) -> None:
+        """Take nobody for a moment."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(listener)
+        loop.call_later(
+            REST, lambda: self._listener is listener and loop.add_reader(listener, self._take, listener)
+        )
+
+    async def _serve(self, link: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=link, limit=READ_SIZE)
+        try:
+            await self.session(self, (reader, writer)).run()
+        except asyncio.CancelledError:  # nobody waits until a client has read what it was told
+            writer.transport.abort()
+            raise
+        finally:
+            writer.close()
 
     def next_session_number(self) -> int:
         """Give the number of a new session."""
