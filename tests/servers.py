@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the tests have a real server fail."""
 
-import asyncio
 import contextlib
 import itertools
-import threading
 
 import pytest
-from django.db import connection, transaction
+from django.db import connection, connections, transaction
 from django.db.models import F
 
-from otel_crdb.testing.wire import Announcement, Session, WireProxy
+from otel_crdb.testing import FaultProxy
 
 from .project.models import Account
 
@@ -118,65 +116,16 @@ def cut(wrapper):
     commit_elsewhere(f"SELECT pg_terminate_backend({pid}, 5000)")
 
 
-class CuttingSession(Session):
-    """A session whose link is cut when COMMIT passes, as often as the proxy was told."""
-
-    def to_server(self, frame):
-        """Cut before the server has COMMIT: it will not be applied."""
-        proxy = self._proxy
-        if frame.kind == "Q" and frame.data[5:-1].strip(b"; ").upper() == b"COMMIT":
-            proxy.commits += 1
-            if proxy.cuts and proxy.mode == "not applied":
-                self._cut()
-        return super().to_server(frame)
-
-    def to_client(self, frame):
-        """Cut when the server has answered COMMIT: it is applied, and nobody is told."""
-        if (
-            frame.kind == "C"
-            and frame.data[5:-1] == b"COMMIT"
-            and self._proxy.mode == "applied"
-            and self._proxy.cuts
-        ):
-            self._cut()
-        return super().to_client(frame)
-
-    def _cut(self):
-        self._proxy.cuts -= 1
-        if self._proxy.refuse:
-            self._proxy._listener.close()
-        raise ConnectionResetError
-
-
-class CuttingProxy(WireProxy):
-    """A wire proxy in a thread of its own, in front of the test server, that cuts links at COMMIT.
-
-    ``mode`` is "applied" or "not applied", ``cuts`` how often, ``refuse`` whether nobody can connect after.
-    """
-
-    session = CuttingSession
-
-    def __init__(self, server, mode, *, cuts=1, refuse=False):
-        super().__init__(Announcement("CockroachDB CCL v25.4.0 (cutting)"), self._connect)
-        self.server = server
-        self.mode, self.cuts, self.refuse = mode, cuts, refuse
-        self.commits = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-
-    async def _connect(self):
-        if self.server.direct_host is None:
-            return await asyncio.open_connection(self.server.host, self.server.port)
-        path = f"{self.server.direct_host}/.s.PGSQL.{self.server.direct_port}"
-        return await asyncio.open_unix_connection(path)
-
-    def __enter__(self):
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self.start(), self._loop).result(10)
-        return self
-
-    def __exit__(self, *_):
-        asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+@contextlib.contextmanager
+def led_through_proxy(server, alias="other"):
+    """Lead the connections of an alias through a fault proxy, and give the proxy."""
+    wrapper = connections[alias]
+    wrapper.close()
+    kept = {name: wrapper.settings_dict[name] for name in ("HOST", "PORT", "OPTIONS")}
+    with FaultProxy(server) as proxy:
+        wrapper.settings_dict.update({name: proxy.django_settings()[name] for name in kept})
+        try:
+            yield proxy
+        finally:
+            wrapper.close()
+            wrapper.settings_dict.update(kept)

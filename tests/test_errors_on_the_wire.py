@@ -5,7 +5,6 @@ The server answers an INSERT, or the COMMIT after it, with any SQLSTATE, message
 what PostgreSQL cannot: refused connects and drains as CockroachDB words them.
 """
 
-import asyncio
 import contextlib
 import socket
 
@@ -14,11 +13,10 @@ from django.db import DatabaseError, OperationalError, connection, connections, 
 from opentelemetry.trace import StatusCode
 
 from otel_crdb.errors import classify, driver_error, sqlstate_of
-from otel_crdb.testing.frames import message
-from otel_crdb.testing.wire import Session
+from otel_crdb.testing.fault import ErrorFields, Fault, Link
 
 from .errors_of_cockroachdb import CASES, PLANTED, REFUSALS, ROWS, cases, none_or, planted, restart
-from .servers import CuttingProxy, driver_connect, needs_postgresql
+from .servers import driver_connect, led_through_proxy, needs_postgresql
 from .telemetry import Telemetry
 
 INSERT = "INSERT INTO refusal (moment, code, message, detail, hint) VALUES (%s, %s, %s, %s, %s)"
@@ -258,75 +256,26 @@ def test_session_ended_by_the_server_in_autocommit(recorded):
     assert (found.retry, found.reconnect) == ("if_idempotent", True)
 
 
-def error_response(code, text):
-    """Return CockroachDB's ErrorResponse: severity ERROR also where it ends the session, message last."""
+def error_of(code, text):
+    """Return CockroachDB's error of that text, which has its keys and rows planted, and its hint and detail."""
     words, *parts = planted(text).split(" ¦ ")
-    fields = [("S", "ERROR"), ("V", "ERROR"), ("C", code)]
-    fields += [({"HINT": "H", "DETAIL": "D"}[part[:4]], part[6:]) for part in parts]
-    fields.append(("M", words))
-    return message("E", "".join(f"{tag}{value}\0" for tag, value in fields).encode() + b"\0")
+    return ErrorFields(code, words, **{part[:6].rstrip(": ").lower(): part[6:].lstrip() for part in parts})
 
 
-class ScriptedSession(Session):
-    """A session whose proxy answers a start-up packet, or a statement, in the server's place."""
-
-    async def _serve(self, startup):
-        if self._proxy.refusal is None:
-            await super()._serve(startup)
-        else:
-            self._client.write(self._proxy.refusal)
-            await self._client.drain()
-
-    def to_server(self, frame):
-        """Answer a statement of the script; hang up after the answer where the script says so."""
-        for start, (answer, status) in self._proxy.script.items():
-            if frame.kind == "Q" and frame.data.startswith(start, 5):
-                self._client.write(answer + (message("Z", status) if status else b""))
-                if not status:
-                    raise ConnectionResetError
-                return b""
-        return super().to_server(frame)
-
-    def to_client(self, frame):
-        """Hang up with a word that nobody asked for once the statement under way is answered."""
-        answer = super().to_client(frame)
-        if frame.kind == "Z" and self._proxy.farewell:
-            asyncio.get_running_loop().call_soon(self._client.close)  # when the answer is written
-            return answer + self._proxy.farewell
-        return answer
-
-
-class ScriptedProxy(CuttingProxy):
-    """A wire proxy that says what CockroachDB would."""
-
-    session = ScriptedSession
-
-    def __init__(self, server, refusal=None, script=None):
-        super().__init__(server, "", cuts=0)
-        self.refusal, self.script = refusal, script or {}
-        #: What is said after the next answer.
-        self.farewell = b""
+def fault_of(*failures, link=Link.OPEN, place="statement"):
+    """Return what answers with these errors, and then has the link so."""
+    return Fault("test", "A test's own.", errors=failures, link=link, place=place)
 
 
 @pytest.fixture
-def other_through(crdb, monkeypatch):
-    """Return what puts a scripted proxy before the alias ``other``."""
-
-    @contextlib.contextmanager
-    def through(**options):
-        wrapper = connections["other"]
-        wrapper.close()
-        with ScriptedProxy(crdb, **options) as proxy, monkeypatch.context() as patched:
-            patched.setitem(wrapper.settings_dict, "PORT", proxy.port)
-            patched.setitem(wrapper.settings_dict, "HOST", "127.0.0.1")
-            yield proxy
-            wrapper.close()
-
-    return through
+def proxy(crdb):
+    """Lead the alias ``other`` through a fault proxy."""
+    with led_through_proxy(crdb) as proxy:
+        yield proxy
 
 
-CANCELED = error_response("57014", "query execution canceled")
-SHUTDOWN = error_response("57P01", "server is shutting down")
+CANCELED = error_of("57014", "query execution canceled")
+SHUTDOWN = error_of("57P01", "server is shutting down")
 
 
 @pytest.mark.parametrize(
@@ -337,14 +286,15 @@ SHUTDOWN = error_response("57P01", "server is shutting down")
         ("autocommit", "if_idempotent", None),
     ],
 )
-@pytest.mark.parametrize("words", [CANCELED + SHUTDOWN, SHUTDOWN, CANCELED], ids=["both", "why", "cancelled"])
-def test_drain_that_cuts_what_runs(recorded, other_through, words, phase, retry, outcome):
+@pytest.mark.parametrize(
+    "words", [(CANCELED, SHUTDOWN), (SHUTDOWN,), (CANCELED,)], ids=["both", "why", "cancelled"]
+)
+def test_drain_that_cuts_what_runs(recorded, proxy, words, phase, retry, outcome):
     """A drain cancels what runs, says why or not, and hangs up: the work may run again on another node."""
-    start = b"COMMIT" if phase == "commit" else b"UPDATE"
+    proxy.inject(fault_of(*words, link=Link.CLOSED), matching="^COMMIT" if phase == "commit" else "^UPDATE")
     block = contextlib.nullcontext() if phase == "autocommit" else transaction.atomic(using="other")
-    with other_through(script={start: (words, b"")}):
-        with pytest.raises(DatabaseError) as caught, block, connections["other"].cursor() as cursor:
-            cursor.execute("UPDATE refusal SET moment = ''")
+    with pytest.raises(DatabaseError) as caught, block, connections["other"].cursor() as cursor:
+        cursor.execute("UPDATE refusal SET moment = ''")
     found = classify(caught.value, phase=phase, connection_gone=True)
     assert found.error_class in {"unavailable", "connection"}
     assert (found.retry, found.reconnect) == (retry, True)
@@ -355,16 +305,12 @@ def test_drain_that_cuts_what_runs(recorded, other_through, words, phase, retry,
     )
 
 
-def test_drain_of_an_idle_session(recorded, other_through):
+def test_drain_of_an_idle_session(recorded, proxy):
     """A session that was hung up on while idle fails its next statement, which may run again anew."""
-    with other_through() as proxy:
-        wrapper = connections["other"]
-        wrapper.ensure_connection()
-        proxy.farewell = SHUTDOWN
-        with wrapper.cursor() as cursor:
-            cursor.execute("SELECT 1")
-        with pytest.raises(DatabaseError) as caught, transaction.atomic(using="other"):
-            insert("never", using="other")
+    connections["other"].ensure_connection()
+    proxy.inject(fault_of(SHUTDOWN, link=Link.CLOSED), on="idle")
+    with pytest.raises(DatabaseError) as caught, transaction.atomic(using="other"):
+        insert("never", using="other")
     found = classify(caught.value, phase="statement")
     assert (found.error_class in {"unavailable", "connection"}, found.retry, found.reconnect) == (
         True,
@@ -386,16 +332,14 @@ def test_drain_of_an_idle_session(recorded, other_through):
     ids=["restart", "aborted", "unimplemented"],
 )
 @pytest.mark.parametrize("first", ["40001-locks-v23", "23505-unique", "40003-shutdown"])
-def test_refused_rollback_to_a_savepoint_is_not_counted_anew(
-    recorded, caplog, other_through, first, code, text
-):
+def test_refused_rollback_to_a_savepoint_is_not_counted_anew(recorded, caplog, proxy, first, code, text):
     """A refused ROLLBACK TO SAVEPOINT repeats the first error, which alone is told and decides."""
     case = next(case for case in CASES if case.name == first)
-    with other_through(script={b"ROLLBACK TO": (error_response(code, text), b"E")}):
-        with pytest.raises(DatabaseError) as caught, transaction.atomic(using="other"):
-            insert("", using="other")
-            with transaction.atomic(using="other"):
-                insert("statement", case, using="other")
+    proxy.inject(fault_of(error_of(code, text)), matching="^ROLLBACK TO")
+    with pytest.raises(DatabaseError) as caught, transaction.atomic(using="other"):
+        insert("", using="other")
+        with transaction.atomic(using="other"):
+            insert("statement", case, using="other")
     assert_classified(caught.value, case, "statement")
     failed = [span for span in recorded.named("INSERT refusal") if span.events]
     assert len(failed) == 1
@@ -445,10 +389,11 @@ def assert_connect_classified(error, code, error_class, retry, reconnect, reason
 
 
 @pytest.mark.parametrize("row", **cases(REFUSALS))
-def test_connect_refused_as_cockroachdb_words_it(recorded, other_through, row):
+def test_connect_refused_as_cockroachdb_words_it(recorded, proxy, row):
     """What a node answers to a start-up packet is known by its words, and told as what it is."""
     _, code, error_class, retry, reconnect, reason, text = row
-    with other_through(refusal=error_response(code, text)), pytest.raises(OperationalError) as caught:
+    proxy.inject(fault_of(error_of(code, text), link=Link.CLOSED), on="connect")
+    with pytest.raises(OperationalError) as caught:
         connections["other"].ensure_connection()
     assert_connect_told(recorded, caught.value, code, error_class, none_or(reason))
     assert_connect_classified(caught.value, code, error_class, retry, reconnect == "R", none_or(reason))

@@ -2,7 +2,6 @@
 """``run_transaction``: run again where that is safe, never twice where it is not."""
 
 import asyncio
-import contextlib
 import functools
 import importlib
 import itertools
@@ -38,7 +37,15 @@ from otel_crdb import (
 )
 
 from .project.models import Account
-from .servers import CuttingProxy, commit_fails_with, conflicting, cut, driver_connect, earn, needs_postgresql
+from .servers import (
+    commit_fails_with,
+    conflicting,
+    cut,
+    driver_connect,
+    earn,
+    led_through_proxy,
+    needs_postgresql,
+)
 
 pytestmark = pytest.mark.usefixtures("accounts")
 
@@ -333,31 +340,29 @@ def test_connection_killed_while_idle(telemetry, naps):
 
 
 @pytest.fixture
-def other_through(crdb, monkeypatch):
-    """Return what puts a cutting proxy before the alias ``other``."""
+def proxy(crdb):
+    """Lead the alias ``other`` through a fault proxy."""
+    with led_through_proxy(crdb) as proxy:
+        yield proxy
 
-    @contextlib.contextmanager
-    def through(mode, **options):
-        wrapper = connections["other"]
-        wrapper.close()
-        with CuttingProxy(crdb, mode, **options) as proxy, monkeypatch.context() as patched:
-            patched.setitem(wrapper.settings_dict, "PORT", proxy.port)
-            patched.setitem(wrapper.settings_dict, "HOST", "127.0.0.1")
-            yield proxy
-            wrapper.close()
 
-    return through
+def commits(proxy):
+    """Count the COMMITs that were sent."""
+    return proxy.wire_log().texts("statement").count("COMMIT")
 
 
 @pytest.mark.parametrize("refuse", [False, True], ids=["reconnects", "refused"])
-@pytest.mark.parametrize("mode", ["applied", "not applied"])
-def test_link_cut_at_commit_is_ambiguous_and_never_paid_twice(telemetry, other_through, naps, mode, refuse):
+@pytest.mark.parametrize("lost", ["lost_commit.applied", "lost_commit"])
+def test_link_cut_at_commit_is_ambiguous_and_never_paid_twice(telemetry, proxy, naps, lost, refuse):
     """COMMIT without an answer raises AmbiguousCommitError, whatever became of it and of the reconnect."""
-    with other_through(mode, refuse=refuse) as proxy:
-        with pytest.raises(AmbiguousCommitError) as raised:
-            run_transaction(earn, 1, "other", using="other", name="pay")
-        assert proxy.commits == 1
-    assert balance() == (101 if mode == "applied" else 100)
+    connections["other"].ensure_connection()
+    proxy.inject(lost)
+    if refuse:
+        proxy.inject("server_closed", on="connect", times=None)
+    with pytest.raises(AmbiguousCommitError) as raised:
+        run_transaction(earn, 1, "other", using="other", name="pay")
+    assert commits(proxy) == 1
+    assert balance() == (101 if lost == "lost_commit.applied" else 100)
     assert naps == []
     assert isinstance(raised.value, OperationalError)
     assert type(raised.value.__cause__).__module__.startswith("psycopg")
@@ -368,22 +373,23 @@ def test_link_cut_at_commit_is_ambiguous_and_never_paid_twice(telemetry, other_t
 
 
 @pytest.mark.parametrize("cuts", [1, 3])
-@pytest.mark.parametrize("mode", ["applied", "not applied"])
-def test_idempotent_transaction_reaches_exactly_one(telemetry, other_through, naps, mode, cuts):
+@pytest.mark.parametrize("lost", ["lost_commit.applied", "lost_commit"])
+def test_idempotent_transaction_reaches_exactly_one(telemetry, proxy, naps, lost, cuts):
     """With ``idempotent=True`` an unknown COMMIT is run again, until it is known to be there."""
 
     def set_balance():
         Account.objects.using("other").filter(email="a@example.com").update(balance=7)
 
-    with other_through(mode, cuts=cuts) as proxy:
-        run_transaction(set_balance, using="other", idempotent=True)
-        assert proxy.commits == cuts + 1
+    proxy.inject(lost, times=cuts)
+    run_transaction(set_balance, using="other", idempotent=True)
+    assert commits(proxy) == cuts + 1
     assert (balance(), len(naps)) == (7, cuts)
 
 
-def test_idempotent_transaction_that_never_gets_an_answer_stays_ambiguous(telemetry, other_through):
+def test_idempotent_transaction_that_never_gets_an_answer_stays_ambiguous(telemetry, proxy):
     """When all attempts may have been applied, the end of the retries is ambiguous, not refused."""
-    with other_through("applied", cuts=9), pytest.raises(AmbiguousCommitError) as raised:
+    proxy.inject("lost_commit.applied", times=None)
+    with pytest.raises(AmbiguousCommitError) as raised:
         run_transaction(earn, 1, "other", using="other", idempotent=True, max_attempts=3)
     assert len(raised.value.attempts) == 3
 
@@ -799,7 +805,7 @@ def test_hooks_of_a_swallowed_attempt_do_not_run(telemetry, naps):
 
 
 @pytest.mark.parametrize("inner", [lambda: run_transaction(earn, 1, "other", using="other"), None])
-def test_unknown_commit_of_another_alias_is_not_run_again(telemetry, other_through, naps, inner):
+def test_unknown_commit_of_another_alias_is_not_run_again(telemetry, proxy, naps, inner):
     """What became of a COMMIT on another alias is not known: the whole is not run again for it."""
 
     def pay():
@@ -809,10 +815,10 @@ def test_unknown_commit_of_another_alias_is_not_run_again(telemetry, other_throu
         with transaction.atomic(using="other"):
             earn(1, "other")
 
-    with other_through("applied") as proxy:
-        with pytest.raises(OperationalError):
-            run_transaction(pay)
-        assert proxy.commits == 1
+    proxy.inject("lost_commit.applied")
+    with pytest.raises(OperationalError):
+        run_transaction(pay)
+    assert commits(proxy) == 1
     assert (balance(), naps) == (101, [])
 
 
@@ -930,16 +936,16 @@ def test_commit_behind_djangos_back_is_never_repeated(telemetry, naps, way):
     assert balance() in (101, 111)
 
 
-def test_doubt_of_an_earlier_attempt_outlives_later_errors(telemetry, other_through, naps):
+def test_doubt_of_an_earlier_attempt_outlives_later_errors(telemetry, proxy, naps):
     """With ``idempotent=True``, whatever ends the run after an unknown COMMIT leaves it in doubt."""
 
     def create():
         Account.objects.using("other").create(email="c@example.com")
 
-    with other_through("applied"):
-        with pytest.raises(AmbiguousCommitError) as raised:
-            run_transaction(create, using="other", idempotent=True, name="create")
-        assert "UniqueViolation" in type(raised.value.__cause__).__name__
+    proxy.inject("lost_commit.applied")
+    with pytest.raises(AmbiguousCommitError) as raised:
+        run_transaction(create, using="other", idempotent=True, name="create")
+    assert "UniqueViolation" in type(raised.value.__cause__).__name__
     logical = telemetry.one("run_transaction create")
     assert logical.attributes["cockroachdb.txn.outcome"] == "ambiguous"
 

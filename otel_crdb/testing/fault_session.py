@@ -146,7 +146,7 @@ class FaultSession(Session):
                 if fault is not None and _interrupts(fault):
                     server.write(bytes(passed))
                     passed.clear()
-                    fault = await self._delayed(fault, source)
+                    fault = await self._delayed(fault, frame, source)
                 passed += self._to_server(frame, text, fault)
             server.write(bytes(passed))
             await self.taken_by(server)
@@ -167,7 +167,7 @@ class FaultSession(Session):
             return self._interception.passed(frame, text)
         return self._interception.struck(frame, text, fault)
 
-    async def _delayed(self, fault: Fault, source: FrameReader) -> Fault | None:
+    async def _delayed(self, fault: Fault, frame: Frame, source: FrameReader) -> Fault | None:
         """Wait as long as a fault says; give what comes then, None where the statement simply runs.
 
         Raises LinkEnded where nothing more is heard. A cancel request ends the wait as it ends a statement,
@@ -189,6 +189,7 @@ class FaultSession(Session):
             return fault
         if fault.link is Link.OPEN:
             return None
+        self.note(frame)  # it was said, though the server never hears it
         raise LinkEnded(fault.link)
 
     def cancel(self) -> bool:

@@ -73,8 +73,10 @@ class Interception:
         if self._committed and control.kind not in ("commit", "rollback"):
             return faults.committed()
         refused = refusal(transaction, control, emulated=self.emulates)
-        if refused is not None or transaction.status == ABORTED:
-            return refused  # the server runs nothing: it has no occasion to fail in any other way
+        if refused is not None:
+            return refused
+        if transaction.status == ABORTED and control.kind != "rollback_to":
+            return None  # the server runs nothing: it has no occasion to fail
         at_commit = self._strike("commit", text) if control.commits else None
         return at_commit or self._strike("statement", text, ordinary=control.kind == "other")
 
