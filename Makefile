@@ -10,7 +10,7 @@ LOCK := locks/django-$(DJANGO).txt
 READY := $(VENV)/.ready-$(DJANGO)
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test django-suite lint lock clean
 
 demo: $(READY)
 	$(BIN)/python -m demo
@@ -19,6 +19,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Django's own tests on each driver, before and behind the fault proxy: the same outcomes. PACKAGES: which of them.
+django-suite: $(READY)
+	$(BIN)/python tests/django_suite.py $(PACKAGES)
+	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python tests/django_suite.py $(PACKAGES)
 
 lint: $(READY)
 	$(BIN)/ruff check
