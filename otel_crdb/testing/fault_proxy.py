@@ -38,8 +38,8 @@ class FaultProxy:
     force from the start; `port` 0 takes a free one.
 
     What waits without letting other threads run can never be answered from a thread of the same process, and
-    hangs: `connection.cancel()` of both drivers (psycopg 3's `cancel_safe()` is fine), psycopg2's `lobject()`,
-    and the calls of `psycopg.pq` that connect or describe. Tests that need those run `otel-crdb fault-proxy`,
+    hangs: `connection.cancel()` of both drivers (psycopg 3's `cancel_safe()` is fine), psycopg2's `lobject()`
+    and those calls of `psycopg.pq` that connect or describe. Tests that need those run `otel-crdb fault-proxy`,
     which is a process.
 
     Without rules every message passes as it is. A context manager: it listens from the beginning of the block

@@ -69,12 +69,18 @@ class Frame(NamedTuple):
     """One message: its type byte as a character, and all its bytes, type and length included.
 
     A long message that nobody looks into comes in pieces: the first begins it, and of those after it each is
-    a `rest`, of the same kind, with the bytes that go on.
+    a `rest`, of the same kind, with the bytes that go on. A run of short ones can come as one. `count` tells
+    how many messages begin here.
     """
 
     kind: str
     data: bytes
-    rest: bool = False
+    count: int = 1
+
+    @property
+    def rest(self) -> bool:
+        """Whether the message began in a frame before this."""
+        return not self.count
 
     def strings(self, count: int) -> list[str]:
         """Give the first `count` zero-terminated strings of the body; those that are missing are empty."""
@@ -95,11 +101,13 @@ def query(text: bytes) -> bytes:
 class FrameReader:
     """Cuts a stream into messages.
 
-    What is held at a time is bounded: by `READ_SIZE`, or by the one message that has to be whole.
+    What is held at a time is bounded: by `READ_SIZE`, or by the one message that has to be whole. Of the kinds
+    `in_runs`, messages that follow each other are given as one frame.
     """
 
-    def __init__(self, stream: asyncio.StreamReader) -> None:
+    def __init__(self, stream: asyncio.StreamReader, *, in_runs: str = "") -> None:
         self._stream = stream
+        self._in_runs = in_runs
         self._buffer = bytearray()  # the beginning of a message
         self._wanted = 0  # how long it has to be before it is of use
         self._kind = ""  # of the message that is given in pieces
@@ -144,13 +152,13 @@ class FrameReader:
         start, size = min(self._missing, len(data)), len(data)
         if start:
             self._missing -= start
-            frames.append(Frame(self._kind, data[:start], rest=True))
+            frames.append(Frame(self._kind, data[:start], 0))
         self._wanted = 5
         while size - start >= 5:
             code, length = _HEAD.unpack_from(data, start)
             if not 4 <= length <= LONGEST:
                 raise ProtocolError(f"a message of length {length}")
-            kind, end = chr(code), start + 1 + length
+            kind, end, count = chr(code), start + 1 + length, 1
             if end > size:
                 self._wanted = READ_SIZE if _may_be_cut(kind, length) else end - start
                 if size - start < self._wanted:
@@ -159,10 +167,23 @@ class FrameReader:
                     self._wanted = end - start
                     break
                 self._kind, self._missing, end = kind, end - size, size
-            frames.append(Frame(kind, data[start:end]))
+            elif kind in self._in_runs:
+                end, count = _run(data, start)
+            frames.append(Frame(kind, data[start:end], count))
             start = end
         self._buffer = bytearray(data[start:])
         return frames
+
+
+def _run(data: bytes, start: int) -> tuple[int, int]:
+    """Give the end of the whole messages of one kind that follow each other, and how many they are."""
+    end, count, wanted = start, 0, data[start]
+    while len(data) - end >= 5:
+        code, length = _HEAD.unpack_from(data, end)
+        if code != wanted or not 4 <= length < len(data) - end:
+            break
+        end, count = end + 1 + length, count + 1
+    return end, count
 
 
 def _may_be_cut(kind: str, length: int) -> bool:
