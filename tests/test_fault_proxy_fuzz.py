@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import hashlib
+import itertools
 import logging
 import os
 import resource
@@ -24,8 +25,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from otel_crdb.testing import FaultProxy, Server, faults, server
-from otel_crdb.testing.frames import READ_SIZE, message, query
+from otel_crdb.testing import FaultProxy, Server, faults, frames, server
+from otel_crdb.testing.frames import READ_SIZE, Frame, FrameReader, message, query
 from otel_crdb.testing.wire import CANCEL_REQUEST, GSSENC_REQUEST, SSL_REQUEST, STARTUP_LIMIT
 from otel_crdb.testing.wire_log import CONTROL_REQUEST
 
@@ -417,6 +418,58 @@ def test_a_server_that_is_not_there_ends_the_connection() -> None:
                     assert client.greet() == "FIN"
 
 
+# --- cutting messages --------------------------------------------------------------------------------------
+
+PIECE = 64
+
+
+@fuzzed
+@given(
+    sizes=st.lists(
+        st.tuples(st.sampled_from("QPBDd"), st.integers(0, 3 * PIECE), st.booleans()), max_size=12
+    ),
+    cuts=st.lists(st.integers(1, 4 * PIECE), min_size=1),
+)
+def test_whatever_is_cut_or_joined_the_stream_is_the_same(
+    sizes: list[tuple[str, int, bool]], cuts: list[int]
+) -> None:
+    """Messages in pieces or in runs: joined they are the stream, counted right, and whole where they have to be."""
+    sent = [message(kind, (b"\0\0" if named else b"..") + bytes([46]) * size) for kind, size, named in sizes]
+    stream = b"".join(sent)
+
+    async def read_all() -> list[Frame]:
+        source = asyncio.StreamReader()
+        reader, found = FrameReader(source, in_runs="Dd"), []
+
+        async def feed() -> None:
+            at = 0
+            for cut in itertools.cycle(cuts):
+                source.feed_data(stream[at : at + cut])
+                at += cut
+                await asyncio.sleep(0)  # let the reader have it
+                if at >= len(stream):
+                    break
+            source.feed_eof()
+
+        feeding = asyncio.ensure_future(feed())
+        while more := await reader.read():
+            found += more
+        await feeding
+        assert not reader.amid
+        return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(frames, "READ_SIZE", PIECE)
+        found = asyncio.run(read_all())
+    assert b"".join(frame.data for frame in found) == stream
+    assert sum(frame.begins for frame in found) == len(sent)
+    assert [frame.data for frame in found if frame.kind in "QP"] == [
+        each for each in sent if each[0] in b"QP"
+    ]
+    for frame in found:
+        assert frame.rest or frame.kind != "B" or frame.data.count(b"\0", 5) >= 2 or frame.data in sent
+
+
 # --- huge messages -----------------------------------------------------------------------------------------
 
 
@@ -789,7 +842,7 @@ def test_a_proxy_starts_and_stops_many_times(behind: Server) -> None:
 # --- crowds ------------------------------------------------------------------------------------------------
 
 CROWD = 490  # the embedded server has 500 places
-PAYMENTS = 6
+PAYMENTS = 4
 AT_RANDOM = {
     "too_many_clients": 0.1,
     "serialization_failure.RETRY_SERIALIZABLE": 0.03,

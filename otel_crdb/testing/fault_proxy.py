@@ -37,10 +37,10 @@ class FaultProxy:
     as `version` (vN.N.N) and `node_id` (1 to 2047), unless the `Server` says what it plays. `rules` are in
     force from the start; `port` 0 takes a free one.
 
-    What waits without letting other threads run can never be answered from a thread of the same process, and
-    hangs: `connection.cancel()` of both drivers (psycopg 3's `cancel_safe()` is fine), psycopg2's `lobject()`
-    and those calls of `psycopg.pq` that connect or describe. Tests that need those run `otel-crdb fault-proxy`,
-    which is a process.
+    What waits without letting other threads run can never be answered from a thread of its process, and
+    hangs: `connection.cancel()` of both drivers (psycopg 3's `cancel_safe()` is fine), psycopg2's
+    `lobject()`, and those calls of `psycopg.pq` that connect or describe. Tests that need them run
+    `otel-crdb fault-proxy`, which is a process.
 
     Without rules every message passes as it is. A context manager: it listens from the beginning of the block
     to its end. Raises OSError when it cannot listen, ServerError for a URL that is none.

@@ -28,8 +28,8 @@ A function's name alone is its first variant.
   `{txn}`.
 - The hint of every 40001 is a link to CockroachDB's page on it, of its version and with its anchor.
 - An *aborted* transaction takes nothing but its end and ROLLBACK TO SAVEPOINT. It keeps its locks until
-  then after a 40001 and where a savepoint is open; before v25.2 after any error (the proxy goes by the version
-  that it announces).
+  then after a 40001 and where a savepoint is open; before v25.2 after any error. The proxy goes by the
+  version that it announces.
 - *Not sure* is what could not be read in CockroachDB's source, documentation or logs.
 
 This page is written by `python -m otel_crdb.testing.faults_page`.

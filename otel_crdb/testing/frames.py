@@ -69,18 +69,18 @@ class Frame(NamedTuple):
     """One message: its type byte as a character, and all its bytes, type and length included.
 
     A long message that nobody looks into comes in pieces: the first begins it, and of those after it each is
-    a `rest`, of the same kind, with the bytes that go on. A run of short ones can come as one. `count` tells
+    a `rest`, of the same kind, with the bytes that go on. A run of short ones can come as one. `begins` tells
     how many messages begin here.
     """
 
     kind: str
     data: bytes
-    count: int = 1
+    begins: int = 1
 
     @property
     def rest(self) -> bool:
         """Whether the message began in a frame before this."""
-        return not self.count
+        return not self.begins
 
     def strings(self, count: int) -> list[str]:
         """Give the first `count` zero-terminated strings of the body; those that are missing are empty."""
@@ -101,7 +101,7 @@ def query(text: bytes) -> bytes:
 class FrameReader:
     """Cuts a stream into messages.
 
-    What is held at a time is bounded: by `READ_SIZE`, or by the one message that has to be whole. Of the kinds
+    What is held at a time is bounded: by `READ_SIZE`, or by the one message that has to be whole. Of kinds
     `in_runs`, messages that follow each other are given as one frame.
     """
 

@@ -45,6 +45,7 @@ GSSENC_REQUEST = 1234 << 16 | 5680
 STARTUP_LIMIT = 10_000  # PostgreSQL refuses longer start-up packets
 LAST_WORDS = 1.0  # seconds
 REST = 0.2  # seconds
+ROWS, COPY_DATA = "D", "d"  # nobody looks into them, and there are many
 MAX_NODE_ID = 2047  # eleven bits: the sign bit above them must stay zero
 
 # What CockroachDB reports at start-up besides server_version and crdb_version
@@ -101,7 +102,7 @@ class Session:
         self._proxy = proxy
         self._log = proxy.log
         self._client_reader, self._client = client
-        self.from_client = FrameReader(self._client_reader)
+        self.from_client = FrameReader(self._client_reader, in_runs=COPY_DATA)
         self._number = 0
         self._key: bytes | None = None  # what we told the client in BackendKeyData
         self._prepared: dict[str, bytes] = {}
@@ -168,7 +169,7 @@ class Session:
         """Give what runs until the first of it ends: both directions."""
         return [
             self.relay_to_server(self.from_client, server),
-            self.relay_to_client(FrameReader(reader), self._client),
+            self.relay_to_client(FrameReader(reader, in_runs=ROWS + COPY_DATA), self._client),
         ]
 
     async def relay_to_server(self, source: FrameReader, server: asyncio.StreamWriter) -> None:
@@ -212,7 +213,7 @@ class Session:
     def note(self, frame: Frame) -> None:
         """Take note of a client's message: in the log, and of what it prepares."""
         kind = frame.kind
-        self._log.to_server[TO_SERVER.get(kind, kind)] += 1
+        self._log.to_server[TO_SERVER.get(kind, kind)] += frame.count
         if kind == "Q":
             self._log.add(self._number, "statement", frame.data[5:-1])
         elif kind == "P":
@@ -229,7 +230,7 @@ class Session:
         if frame.rest:
             return frame.data
         kind = frame.kind
-        self._log.to_client[TO_CLIENT.get(kind, kind)] += 1
+        self._log.to_client[TO_CLIENT.get(kind, kind)] += frame.count
         if kind == "S":
             return self._proxy.announcement.parameter_status(frame)
         if kind == "K":
@@ -320,6 +321,7 @@ class WireProxy:
                 self._rest(listener)
             return
         link.setblocking(False)
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not see that it is TCP
         task = asyncio.ensure_future(self._serve(link))
         self._sessions.add(task)
         task.add_done_callback(self._sessions.discard)
