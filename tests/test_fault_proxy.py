@@ -957,13 +957,13 @@ def test_tls_towards_a_server_without_it(
 
 
 def test_no_server_behind(behind: Server) -> None:
-    """Where the server cannot be reached the client's link ends without a word, and the proxy serves on."""
+    """Where the server cannot be reached the client's link ends with a word why, and the proxy serves on."""
     with Relay(behind) as relay:
         url = at(relay)
     with FaultProxy(url) as proxy:
         for _ in range(2):
             with WireClient(proxy) as client:
-                assert client.greet() == "FIN"
+                assert client.greet() == "08001 FIN"
 
 
 @pytest.mark.parametrize("url", ["http://root@localhost/", "localhost:26257", "postgresql:///defaultdb"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import select
 import socket
 import struct
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from typing_extensions import Self
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("OTEL_CRDB_TEST_DRIVER") == "psycopg2", reason="nothing of Django's: the same on both runs"
+)
 
 DIAGNOSTICS = (
     *("severity", "severity_nonlocalized", "sqlstate", "message_primary", "message_detail", "message_hint"),

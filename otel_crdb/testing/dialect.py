@@ -17,6 +17,8 @@ SETTINGS = {
 # django-cockroachdb 6.1 writes the indexes of a new table into its CREATE TABLE (CockroachDB: docs page
 # create-table).
 CREATE_TABLE = re.compile(rb'CREATE TABLE ("[^"]+") \(')
+# CockroachDB drops a database that others are connected to (docs page drop-database).
+DROP_DATABASE = re.compile(rb'DROP DATABASE (?:IF EXISTS )?(?:"[^"]+"|\w+)\Z')
 INLINE_INDEX = re.compile(rb', INDEX ("[^"]+") (\([^()]*\))')
 
 
@@ -25,6 +27,8 @@ def translated(text: bytes) -> bytes:
     for foreign, known in SETTINGS.items():
         if text.startswith(foreign):
             return known + text[len(foreign) :]
+    if DROP_DATABASE.match(text):
+        return text + b" WITH (FORCE)"
     table = CREATE_TABLE.match(text)
     indexes = INLINE_INDEX.findall(text) if table else []
     if not indexes:

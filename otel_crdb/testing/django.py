@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
+from asgiref.sync import SyncToAsync
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.db.backends.signals import connection_created
 
 from .fault_proxy import FaultProxy
 from .recorder import record_telemetry
@@ -52,6 +55,7 @@ def through_fault_proxy() -> Iterator[FaultProxy]:
                 f"the connection {wrapper.alias!r} is within a transaction and cannot be led elsewhere. In "
                 "Django's TestCase mix in otel_crdb.testing.django.FaultMixin, which does it before."
             )
+    _close_in_async_thread()
     with FaultProxy(_server_of(wrappers[0])) as proxy, ExitStack() as afterwards:
         for wrapper in wrappers:
             afterwards.enter_context(_led_to(wrapper, proxy))
@@ -75,7 +79,9 @@ def _wrappers_of_one_server() -> list[Any]:
 
 def _address(wrapper: Any) -> tuple[str, int]:
     settings = wrapper.settings_dict
-    return settings["HOST"] or "localhost", int(settings["PORT"] or DEFAULT_PORT)
+    # libpq takes lists, and tries one after the other.
+    hosts, ports = str(settings["HOST"] or "localhost"), str(settings["PORT"] or DEFAULT_PORT)
+    return hosts.split(",")[0], int(ports.split(",")[0])
 
 
 def _server_of(wrapper: Any) -> Server:
@@ -100,13 +106,34 @@ def _led_to(wrapper: Any, proxy: FaultProxy) -> Iterator[None]:
     settings = wrapper.settings_dict  # one dictionary, which the wrappers of all threads share
     before = {name: settings[name] for name in ("HOST", "PORT", "OPTIONS")}
     options = {name: value for name, value in settings["OPTIONS"].items() if name not in TLS_OPTIONS}
+    opened: WeakSet[Any] = WeakSet()
+
+    def note(connection: Any, **_: Any) -> None:
+        if connection.settings_dict is settings:
+            opened.add(connection)
+
     _hang_up(wrapper)
     settings.update(HOST=proxy.host, PORT=proxy.port, OPTIONS=options)
+    connection_created.connect(note)
     try:
         yield
     finally:
-        _hang_up(wrapper)
+        connection_created.disconnect(note)
+        # Those of threads that live on too (asgiref's, a pool's): none of them may meet a proxy that is gone.
+        for one in {wrapper, *opened}:
+            one.inc_thread_sharing()
+            try:
+                _hang_up(one)
+            finally:
+                one.dec_thread_sharing()
         settings.update(before)
+
+
+def _close_in_async_thread() -> None:
+    """Close what asgiref's thread has open, in which async views and `a…` methods of the ORM work."""
+    thread = SyncToAsync.single_thread_executor
+    if thread._threads:  # else it would be started for nothing
+        thread.submit(connections.close_all).result()
 
 
 def _hang_up(wrapper: Any) -> None:
@@ -182,7 +209,13 @@ class FaultMixin(TestCase):
     telemetry: Telemetry
     #: Put in force when the test's method begins.
     marked_faults: Iterable[Mark] = ()
-    _demanded: list[Rule]
+    _demanded: list[Rule] | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        order = cls.__mro__
+        if unittest.TestCase in order and order.index(FaultMixin) > order.index(unittest.TestCase):
+            raise TypeError(f"{cls.__name__}: FaultMixin comes before Django's test case")
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -198,20 +231,27 @@ class FaultMixin(TestCase):
 
         @wraps(method)
         def watched() -> None:
-            with body_of_test(self.fault_proxy, self.telemetry) as self._demanded:
-                self._demanded += inject_marked(self.fault_proxy, self.marked_faults)
+            with body_of_test(self.fault_proxy, self.telemetry) as demanded:
+                self._demanded = demanded
+                demanded += inject_marked(self.fault_proxy, self.marked_faults)
                 with _tree_in_report(self.telemetry):
                     method()
 
         setattr(self, self._testMethodName, watched)
         with record_telemetry() as self.telemetry:
-            return super().run(result)
+            try:
+                return super().run(result)
+            finally:
+                self._demanded = None
+                self.fault_proxy.clear()
 
     def inject(self, fault: Fault | str, *, must_strike: bool = True, **when: Any) -> Rule:
         """Put a fault in force until the end of the test's method, as `FaultProxy.inject` does.
 
         A fault that was never met by then fails the test, unless `must_strike` is False.
         """
+        if self._demanded is None:
+            raise RuntimeError("inject() is for the test's method; setUp and tearDown are to work as always")
         rule = self.fault_proxy.inject(fault, **when)
         if must_strike:
             self._demanded.append(rule)

@@ -106,6 +106,8 @@ class Exchanges:
         refused = first
         while self._waiting and self._waiting[0].kind != "S":
             skipped = self._waiting.popleft()
+            if skipped.prepares is not None and first.shown:
+                skipped.prepares.undone = True
             if not refused.shown and refused.injection is None and not skipped.shown:
                 refused = skipped
         return refused

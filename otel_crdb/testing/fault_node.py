@@ -33,6 +33,7 @@ class FaultNode(WireProxy):
         self._by_key: dict[bytes, FaultSession] = {}
         self._expiries: dict[Rule, asyncio.Task[None]] = {}
         self.silence_broken = asyncio.Event()  # set when a rule is lifted that made sessions fall silent
+        self._stopped = False
         self._joined = asyncio.Event()  # not partitioned
         self._joined.set()
 
@@ -70,6 +71,7 @@ class FaultNode(WireProxy):
 
     async def stop(self) -> None:
         """Listen no more, end all sessions, and let no rule expire."""
+        self._stopped = True
         for expiry in self._expiries.values():
             expiry.cancel()
         await asyncio.gather(*self._expiries.values(), return_exceptions=True)
@@ -97,10 +99,15 @@ class FaultNode(WireProxy):
             self._joined.clear()
         else:
             self._joined.set()
-        if self._told(Node.DEAD, Node.REFUSING):
+        if self._stopped or self._told(Node.DEAD, Node.REFUSING):
             self.stop_listening()
         else:
             await self.listen()
+
+    @property
+    def dead(self) -> bool:
+        """Whether it answers nobody."""
+        return bool(self._told(Node.DEAD))
 
     def _strike_all(self, rule: Rule) -> None:
         fault = rule.fault

@@ -65,6 +65,7 @@ class FaultProxy:
         self._node: FaultNode
         self._loop: asyncio.AbstractEventLoop
         self._thread: threading.Thread | None = None
+        self._ending = threading.Lock()  # a rule may be lifted by another thread while the proxy stops
 
     # --- its life ------------------------------------------------------------------------------------------
 
@@ -93,9 +94,10 @@ class FaultProxy:
 
     def stop(self) -> None:
         """Listen no more, end all sessions, and end the thread."""
-        if self._thread is not None:
-            self._run(self._node.stop())
-            self._end_thread()
+        with self._ending:
+            if self._thread is not None:
+                self._run(self._node.stop())
+                self._end_thread()
 
     def _end_thread(self) -> None:
         assert self._thread is not None
@@ -192,8 +194,9 @@ class FaultProxy:
         rule.lifter = self._lift
 
     def _lift(self, rule: Rule) -> None:
-        if self._thread is not None:
-            self._run(self._node.lift(rule))
+        with self._ending:
+            if self._thread is not None:
+                self._run(self._node.lift(rule))
 
     @property
     def rules(self) -> tuple[Rule, ...]:

@@ -8,23 +8,23 @@ import contextlib
 import re
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import faults
 from .fault import Fault, Link, Upstream
-from .frames import READ_SIZE, Frame, FrameReader
+from .frames import READ_SIZE, Frame, FrameReader, message
 from .interception import Interception
 from .wire import Session
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
-    from typing import Any
 
     from .fault import Place
     from .fault_node import FaultNode
     from .wire import Connection
 
 LATEST = (99, 0)  # where no version can be read
+SASL = (10).to_bytes(4, "big")
 AUTHENTICATED = (0).to_bytes(4, "big")
 
 
@@ -43,30 +43,45 @@ class FaultSession(Session):
 
     def __init__(self, proxy: FaultNode, client: Connection) -> None:
         super().__init__(proxy, client)
-        self._interception = Interception(super().to_client, super().to_server, proxy.strike)
+        self._interception = Interception(super().to_client, self._pass_on, self._strike)
+        self._released = proxy.silence_broken  # as it was when a fault struck: a rule may be lifted at once
         self._starting = True
         self._reported: list[Frame] = []  # ParameterStatus, until all of it has come
         self._refusal: Fault | None = None  # by which the session ends when it is authenticated
         self._cancelled: asyncio.Event | None = None  # while a delay of ours is under way
         self._from_server: FrameReader | None = None
+        self._heard = asyncio.Event()  # something of the server's
         self._interruption: asyncio.Future[Fault] = asyncio.get_running_loop().create_future()
+
+    def _pass_on(self, frame: Frame) -> bytes:
+        data = super().to_server(frame)
+        return data if self._interception.emulates else frame.data  # CockroachDB knows its own dialect
+
+    def _strike(self, place: Place, *args: Any, **kwargs: Any) -> Fault | None:
+        fault = self._proxy.strike(place, *args, **kwargs)
+        if fault is not None and fault.link is Link.SILENT and not self._interruption.done():
+            self._released = self._proxy.silence_broken
+        return fault
 
     # --- its life ------------------------------------------------------------------------------------------
 
     async def _serve(self, startup: bytes) -> None:
         try:
-            await self._proxy.passage()
+            await self._proxy.passage(delayed=True)
+            if self._proxy.dead:
+                raise LinkEnded(Link.RESET)
             await self._refused_at_connect()
             self._proxy.serving.add(self)
             await super()._serve(startup)
         except LinkEnded as end:
+            self._proxy.serving.discard(self)  # no rule strikes it any more
             await self._end(end.link)
         finally:
             self._proxy.serving.discard(self)
 
     async def _refused_at_connect(self) -> None:
         """Refuse the connection where a rule has it so: now, or with an error once it is authenticated."""
-        fault = self._proxy.refusal_of_new or self._proxy.strike("connect")
+        fault = self._proxy.refusal_of_new or self._strike("connect")
         if fault is None:
             return
         ended = asyncio.ensure_future(self.from_client.until_end())
@@ -97,12 +112,13 @@ class FaultSession(Session):
     def interrupt(self, fault: Fault) -> None:
         """End it from outside: the client hears the errors, then its link ends as the fault has it."""
         if not self._interruption.done():
+            self._released = self._proxy.silence_broken
             self._interruption.set_result(fault)
 
     @property
     def waits(self) -> Place | None:
         """Where it waits for its client; None: something is under way."""
-        under_way = self._starting or self._cancelled is not None
+        under_way = self._starting or self._cancelled is not None or self._interruption.done()
         return None if under_way else self._interception.waits
 
     async def _end(self, link: Link) -> None:
@@ -121,7 +137,7 @@ class FaultSession(Session):
 
     async def _silence(self) -> None:
         """Say nothing more, until the client goes or the rule is lifted."""
-        released = asyncio.ensure_future(self._proxy.silence_broken.wait())
+        released = asyncio.ensure_future(self._released.wait())
         try:
             while not released.done():
                 reading = asyncio.ensure_future(self._client_reader.read(READ_SIZE))
@@ -141,6 +157,10 @@ class FaultSession(Session):
             await self._proxy.passage(delayed=True)
             passed = bytearray()
             for frame in frames:
+                if self._interception.held:
+                    server.write(bytes(passed))
+                    passed.clear()
+                    await self._settled()
                 text = None if self._starting or frame.rest else self._text_of(frame)
                 fault = self._interception.fault_for(frame.kind, text)
                 if fault is not None and _interrupts(fault):
@@ -151,6 +171,11 @@ class FaultSession(Session):
             server.write(bytes(passed))
             await self.taken_by(server)
         await self._proxy.passage()  # nobody learns through a partition that the other is gone
+
+    async def _settled(self) -> None:
+        while self._interception.held:
+            self._heard.clear()
+            await self._heard.wait()
 
     def _text_of(self, frame: Frame) -> bytes | None:
         """Give the text that a message has the server plan or execute."""
@@ -211,6 +236,7 @@ class FaultSession(Session):
                 told += self.to_client(frame)
                 if self._interception.ending is not None:
                     break
+            self._heard.set()
             client.write(bytes(told))
             if self._interception.ending is not None:
                 raise LinkEnded(self._interception.ending)
@@ -229,6 +255,8 @@ class FaultSession(Session):
         if frame.kind == "R" and frame.data[5:] == AUTHENTICATED and self._refusal is not None:
             self._interception.ending = self._refusal.link
             return super().to_client(frame) + self._interception.told(self._refusal.errors)
+        if frame.kind == "R" and frame.data[5:9] == SASL:
+            frame = _without_channel_binding(frame)
         if frame.kind == "S":
             self._reported.append(frame)
             return b""
@@ -271,7 +299,7 @@ class FaultSession(Session):
         if place is None:
             return b""
         fault = self._proxy.farewell if place == "idle" else None
-        fault = fault or self._proxy.strike(place)
+        fault = fault or self._strike(place)
         if fault is None:
             return b""
         self._interception.ending = fault.link
@@ -281,3 +309,9 @@ class FaultSession(Session):
 def _interrupts(fault: Fault) -> bool:
     """Whether what is under way has to go on before the fault comes."""
     return bool(fault.delay) or not (fault.errors or fault.upstream is Upstream.APPLIED)
+
+
+def _without_channel_binding(frame: Frame) -> Frame:
+    """Give what a server offers a client that has no TLS: such a one refuses an offer to bind to it."""
+    offered = [name for name in frame.data[9:].split(b"\0") if name and not name.endswith(b"-PLUS")]
+    return Frame("R", message("R", SASL + b"".join(name + b"\0" for name in offered) + b"\0"))

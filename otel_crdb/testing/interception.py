@@ -10,6 +10,7 @@ what comes after is refused, by the server.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from . import faults
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .fault import ErrorFields, Place
 
 IN_FAILED_TRANSACTION = b"25P02"
+_COPY_IN = re.compile(rb"\A\s*COPY\b.*\bFROM\s+STDIN\b", re.IGNORECASE | re.DOTALL)
 
 
 class Interception:
@@ -49,9 +51,15 @@ class Interception:
         self._committed = False  # by RELEASE of cockroach_restart: it waits for its COMMIT
         # Up to the client's Sync: we drop its messages, or the server does, as it does after an error.
         self._skipping = self._server_skips = False
+        self._committing: Exchange | None = None  # the Sync of a RELEASE that is not answered yet
         self.emulates = True
         self.version = (0, 0)
         self.ending: Link | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether what the client says next has to wait: a RELEASE that fails has it skipped."""
+        return self._committing is not None
 
     @property
     def waits(self) -> Place | None:
@@ -77,7 +85,8 @@ class Interception:
             return refused
         if transaction.status == ABORTED and control.kind != "rollback_to":
             return None  # the server runs nothing: it has no occasion to fail
-        at_commit = self._strike("commit", text) if control.commits else None
+        commits = control.kind == "commit" or (control.commits and transaction.has(control.savepoint))
+        at_commit = self._strike("commit", text) if commits and transaction.status == OPEN else None
         return at_commit or self._strike("statement", text, ordinary=control.kind == "other")
 
     def passed(self, frame: Frame, text: bytes | None) -> bytes:
@@ -94,7 +103,7 @@ class Interception:
         elif text is not None:
             control = control_of(text)
             if self.emulates and control.kind == "release" and control.commits:
-                if self._transaction.status == OPEN:
+                if self._transaction.status == OPEN and self._transaction.has(control.savepoint):
                     return self._committed_by_release(frame.kind)
             elif (again := start_again(self._transaction, control)) is not None:
                 self._transaction.sent(control_of(again), again)
@@ -126,7 +135,9 @@ class Interception:
         injection = Injection(fault.errors, fault.link)
         if transaction.status == OPEN:
             transaction.struck, transaction.restarted = True, retry
-        if fault.upstream is Upstream.APPLIED and (control.commits or transaction.status == IDLE):
+        if fault.upstream is Upstream.APPLIED and (
+            control.commits or (transaction.status == IDLE and not _COPY_IN.match(text))
+        ):
             return self._applied(frame.kind, data, control, text, injection)
         if control.kind == "commit" and transaction.status == OPEN:
             transaction.sent(control, text)
@@ -163,7 +174,8 @@ class Interception:
         commit = self._run(kind, [b"COMMIT"], shown=True, ready=False)
         if kind != "Q":
             # Whether it succeeds or not, what follows has to run.
-            self._exchanges.sent(Exchange("S", shown=False, ready=False))
+            self._committing = Exchange("S", shown=False, ready=False)
+            self._exchanges.sent(self._committing)
             commit += message("S", b"")
         # With its savepoints: a COMMIT that is refused leaves them, and the client may go back to them.
         again = [self._transaction.begun_by, *initial_savepoints(self._transaction)]
@@ -198,7 +210,9 @@ class Interception:
         for each, _ in messages[:-1]:
             self._exchanges.sent(Exchange(each, shown=False, ready=False))
         self._exchanges.sent(Exchange(messages[-1][0], shown=shown, ready=ready, injection=injection))
-        return b"".join(data for _, data in messages)
+        # An error is heard at once, whoever waits for a Sync: what stands for it has to be, too.
+        flush = message("H", b"") if kind != "Q" and injection is not None and not refused else b""
+        return b"".join(data for _, data in messages) + flush
 
     # --- from the server -----------------------------------------------------------------------------------
 
@@ -220,6 +234,8 @@ class Interception:
             self.ending = injection.link if injection.link is not Link.OPEN else None
         if frame.kind == "Z":
             heard += self._ready(exchange, frame)
+            if exchange is self._committing:
+                self._committing, self._skipping = None, not self._committed
         return heard
 
     def told(self, errors: tuple[ErrorFields, ...]) -> bytes:

@@ -42,7 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = getattr(item, "fixturenames", [])
         marked = item.get_closest_marker(MARKER) is not None and not _has_mixin(item)
         if marked or "fault_proxy" in names:
-            names[:] = ["fault_proxy", *(name for name in names if name != "fault_proxy")]
+            others = [name for name in names if name != "fault_proxy"]
+            at = next(
+                (place for place, name in enumerate(others) if _is_of_function(item, name)), len(others)
+            )
+            names[:] = [*others[:at], "fault_proxy", *others[at:]]
+
+
+def _is_of_function(item: pytest.Item, name: str) -> bool:
+    """Whether a fixture is made for one test; what lives longer must not see a proxy that does not."""
+    definitions = item._fixtureinfo.name2fixturedefs.get(name)  # type: ignore[attr-defined]
+    return definitions is not None and definitions[-1].scope == "function"
 
 
 def _has_mixin(item: pytest.Item) -> bool:

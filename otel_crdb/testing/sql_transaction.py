@@ -72,6 +72,10 @@ class SqlTransaction:
         place = self._last(savepoint)
         return place < len(self._savepoints) and self._savepoints[place][1]
 
+    def has(self, savepoint: str) -> bool:
+        """Tell whether there is a savepoint of that name."""
+        return self._last(savepoint) < len(self._savepoints)
+
     def initial_savepoints(self) -> list[str]:
         """Give the names of those, oldest first."""
         return [name for name, initial in self._savepoints if initial]

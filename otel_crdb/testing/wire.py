@@ -137,7 +137,15 @@ class Session:
             await self._client.drain()
 
     async def _serve(self, startup: bytes) -> None:
-        reader, server = await self._proxy.connect_upstream()
+        try:
+            reader, server = await self._proxy.connect_upstream()
+        except OSError as error:
+            # In words of our own: nothing that a server does.
+            told = f"otel_crdb: the server behind the proxy cannot be reached: {error}"
+            fields = f"SFATAL\0VFATAL\0C08001\0M{told}\0\0"
+            self._client.write(message("E", fields.encode()))
+            await self._client.drain()
+            raise
         self._log.sessions += 1
         self._log.open_sessions += 1
         self._number = self._proxy.next_session_number()
@@ -145,6 +153,9 @@ class Session:
         relays = [asyncio.create_task(relay) for relay in self.relays(reader, server)]
         try:
             await asyncio.wait(relays, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            server.transport.abort()  # nobody waits until the server has taken its client's last words
+            raise
         finally:
             # A client that closes its sending half is gone: CockroachDB ends the connection then and cancels
             # what runs on it (pkg/sql/pgwire/conn.go, the end of the reading loop). PostgreSQL notices our
@@ -156,7 +167,6 @@ class Session:
                 outcomes = await asyncio.gather(*relays, return_exceptions=True)
                 await _closed(server)
             finally:
-                server.transport.abort()  # what it has not taken by now of its client's last words is lost
                 self._proxy.forget(self._key)
                 self._log.open_sessions -= 1
         for outcome in outcomes:
@@ -213,7 +223,7 @@ class Session:
     def note(self, frame: Frame) -> None:
         """Take note of a client's message: in the log, and of what it prepares."""
         kind = frame.kind
-        self._log.to_server[TO_SERVER.get(kind, kind)] += frame.count
+        self._log.to_server[TO_SERVER.get(kind, kind)] += frame.begins
         if kind == "Q":
             self._log.add(self._number, "statement", frame.data[5:-1])
         elif kind == "P":
@@ -224,13 +234,16 @@ class Session:
             self._portals[portal] = self._prepared.get(statement, b"")
         elif kind == "E":
             self._log.add(self._number, "statement", self._portals.get(frame.strings(1)[0], b""))
+        elif kind == "C":
+            kept = self._prepared if frame.data[5:6] == b"S" else self._portals
+            kept.pop(frame.strings(1)[0][1:], None)
 
     def to_client(self, frame: Frame) -> bytes:
         """Take note of the server's message; give the bytes that go to the client in its place."""
         if frame.rest:
             return frame.data
         kind = frame.kind
-        self._log.to_client[TO_CLIENT.get(kind, kind)] += frame.count
+        self._log.to_client[TO_CLIENT.get(kind, kind)] += frame.begins
         if kind == "S":
             return self._proxy.announcement.parameter_status(frame)
         if kind == "K":
@@ -255,8 +268,14 @@ def _hung_up(peer: asyncio.StreamWriter) -> bool:
 
 async def _closed(server: asyncio.StreamWriter) -> None:
     """Wait, but not for long, for the end of a connection: a server amid a statement has no ear for it."""
-    with contextlib.suppress(OSError, asyncio.TimeoutError):
+    try:
         await asyncio.wait_for(server.wait_closed(), LAST_WORDS)
+    except OSError:
+        pass  # it ended otherwise than in good order
+    except (asyncio.TimeoutError, asyncio.CancelledError) as error:
+        server.transport.abort()
+        if isinstance(error, asyncio.CancelledError):
+            raise
 
 
 class WireProxy:
