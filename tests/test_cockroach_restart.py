@@ -511,3 +511,26 @@ def test_the_retry_loop_through_django(proxy: FaultProxy, onlooker: Onlooker, cr
     assert attempts == 3
     assert onlooker.balances == {1: 90, 2: 110}
     assert not transaction.get_connection().in_atomic_block
+
+
+# --- what a review found -----------------------------------------------------------------------------------
+
+
+@protocols
+@pytest.mark.parametrize("made", [(), ("SAVEPOINT cockroach_restart",)], ids=["none", "another"])
+def test_release_of_a_savepoint_that_is_not_there_commits_nothing(
+    client: WireClient, onlooker: Onlooker, protocol: str, made: tuple[str, ...]
+) -> None:
+    """RELEASE names a savepoint that was never made: it is refused by 3B001, and nothing is committed."""
+    for text in ("BEGIN", *made, PAY_1):
+        assert client.run(text, protocol).endswith("Z(T)")
+    assert client.run("RELEASE SAVEPOINT cockroach_restart_b", protocol) == "3B001 Z(E)"
+    assert client.run("COMMIT", protocol) == "ROLLBACK Z(I)"
+    assert onlooker.balances[1] == 100
+
+
+def test_what_stands_behind_a_release_that_failed_is_skipped(client: WireClient, onlooker: Onlooker) -> None:
+    """After an error the server skips to the client's Sync, RELEASE and COMMIT in the pipeline included."""
+    assert client.extended("BEGIN", SAVEPOINT, "SELECT 1 / 0", RELEASE, "COMMIT").endswith("22012 Z(E)")
+    assert client.query("ROLLBACK") == "ROLLBACK Z(I)"
+    assert onlooker.balances[1] == 100

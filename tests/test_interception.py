@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
@@ -425,3 +426,40 @@ def test_many_faults_in_one_transaction_after_another(proxy: FaultProxy, onlooke
         connection.execute(PAY_1)
         connection.commit()
     assert onlooker.balances == {1: 90, 2: 100}
+
+
+def test_a_fault_at_commit_is_heard_before_the_sync(proxy: FaultProxy, onlooker: Onlooker) -> None:
+    """Who flushes and reads in a pipeline hears at once that COMMIT failed; nothing waits for the Sync."""
+    with connect(psycopg, proxy) as connection:
+        proxy.inject("serialization_failure", on="commit")
+        with pytest.raises(psycopg.errors.SerializationFailure), connection.pipeline():
+            connection.execute(PAY_1)
+            connection.commit()
+            connection.execute("SELECT 1").fetchone()
+        connection.rollback()
+    assert onlooker.balances[1] == 100
+
+
+@drivers
+def test_copy_cannot_be_applied_and_failed(proxy: FaultProxy, onlooker: Onlooker, driver: Any) -> None:
+    """A COPY FROM STDIN outside a transaction has no data yet that could be applied: it only fails."""
+    with closing(connect(driver, proxy)) as connection, closing(connection.cursor()) as cursor:
+        connection.autocommit = True
+        proxy.inject("ambiguous_commit.propagate.applied", on="statement", matching="COPY")
+        with pytest.raises(driver.errors.StatementCompletionUnknown):
+            if driver is psycopg:
+                with cursor.copy("COPY purse FROM STDIN") as copy:
+                    copy.write(b"7\t1\n")
+            else:
+                cursor.copy_expert("COPY purse FROM STDIN", io.BytesIO(b"7\t1\n"))
+        cursor.execute("SELECT 1")
+    assert 7 not in onlooker.balances
+
+
+def test_silence_lifted_at_once_ends(proxy: FaultProxy) -> None:
+    """A session that a rule had fall silent is over when the rule is lifted, however soon that is."""
+    for _ in range(20):
+        with closing(psycopg.connect(proxy.url, autocommit=True)) as connection:
+            proxy.inject("half_open").lift()
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 1")

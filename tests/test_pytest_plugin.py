@@ -107,7 +107,7 @@ def test_the_pages_tests_pass_under_pytest(bank):
 
 def test_the_pages_tests_pass_under_djangos_runner(bank):
     """`manage.py test` makes its test database through the same server, and removes it."""
-    status, said = bank.run("manage.py", "test", "--settings=bank.settings_test")
+    status, said = bank.run("manage.py", "test", "--settings=bank.testing_settings")
     assert status == 0, said
     assert "Ran 3 tests" in said
     assert "Destroying test database for alias 'default'" in said
@@ -121,7 +121,7 @@ def test_without_retries_the_pages_tests_fail_and_show_why(bank):
     assert "4 failed" in said
     (shown,) = [text for _, text in BLOCK.findall(PAGE) if "Captured telemetry" in text]
     assert shown.replace("-", "") in said.replace("-", "")
-    status, said = bank.run("manage.py", "test", "--settings=bank.settings_test")
+    status, said = bank.run("manage.py", "test", "--settings=bank.testing_settings")
     assert status == 1, said
     assert "FAILED (errors=3)" in said
 
@@ -426,7 +426,7 @@ def test_a_server_of_the_projects_own_is_what_the_proxy_stands_before(bank, crdb
     if pool and os.environ.get("OTEL_CRDB_TEST_DRIVER") == "psycopg2":
         pytest.skip("a pool needs psycopg 3")
     options = "{'pool': {'min_size': 1, 'max_size': 2}}" if pool else "{}"
-    bank.write("bank/settings_test.py", ALIASES.format(server=crdb.django_settings(), options=options))
+    bank.write("bank/testing_settings.py", ALIASES.format(server=crdb.django_settings(), options=options))
     status, said = bank.test(OTHER_ALIASES)
     assert status == 0, said
     assert "3 passed" in said
@@ -455,10 +455,10 @@ def test_plain_pytest_with_django(bank_on_our_server):
     """Without pytest-django: a conftest that sets Django up is enough."""
     bank_on_our_server.write("conftest.py", "import django; django.setup()")
     bank_on_our_server.write("pytest.ini", "[pytest]")
-    bank_on_our_server.change("bank/settings_test.py", 'NAME="bank"', "")
+    bank_on_our_server.change("bank/testing_settings.py", 'NAME="bank"', "")
     options = ("-p", "no:django")
     status, said = bank_on_our_server.test(
-        WITHOUT_PYTEST_DJANGO, *options, DJANGO_SETTINGS_MODULE="bank.settings_test"
+        WITHOUT_PYTEST_DJANGO, *options, DJANGO_SETTINGS_MODULE="bank.testing_settings"
     )
     assert status == 0, said
     assert "2 passed" in said
