@@ -64,6 +64,8 @@ class DrillScreen(Screen):
             self._print(trace_view.render(trace, self._console.width))
         self._say()
         self._print(_findings(performance.findings))
+        for told in performance.broken:
+            self._print(Text(f"✗ {told}", style="bold red"))
 
     def left_out(self, drill: Drill, why: str) -> None:
         """Say that a drill cannot be played here."""

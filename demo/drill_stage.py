@@ -11,12 +11,12 @@ import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from otel_crdb.testing import FaultProxy
-from otel_crdb.testing.drills import Ask, AtOnce, Finding, Inject, Seen, judge
+from otel_crdb.testing.drills import Ask, AtOnce, Finding, Inject, Seen, broken_laws, judge
 from otel_crdb.testing.drills.drill import RECIPIENT
 
 from .bank_server import BankServer, environment_of
@@ -67,13 +67,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Performance:
-    """A drill that was played: the answers, what the recipient has more, and what was told of it."""
+    """A drill that was played: the answers, what the recipient has more, what was told of it.
+
+    `broken` tells what in it can never be right.
+    """
 
     drill: Drill
     answers: tuple[Answer, ...]
     moved: int
     seen: Seen
     findings: list[Finding]
+    broken: list[str] = field(default_factory=list)
 
     @property
     def answered_well(self) -> bool:
@@ -83,7 +87,7 @@ class Performance:
     @property
     def passed(self) -> bool:
         """Whether everything was as the drill says."""
-        return self.answered_well and all(one.passed for one in self.findings)
+        return self.answered_well and not self.broken and all(one.passed for one in self.findings)
 
 
 class Stage:
@@ -200,7 +204,7 @@ class Stage:
         seen = self._await(drill, traces)
         self._proxy.clear()
         moved = self._balance() - before
-        return Performance(drill, tuple(answers), moved, seen, judge(drill, seen))
+        return Performance(drill, tuple(answers), moved, seen, judge(drill, seen), broken_laws(seen))
 
     def _prepare(self, drill: Drill) -> int:
         """Have the bank as the drill wants it, its telemetry sent; return what the recipient has."""

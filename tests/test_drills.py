@@ -10,7 +10,8 @@ import pytest
 from demo.drill_report import DrillScreen
 from demo.drill_stage import Stage
 from demo.processes import DemoError
-from otel_crdb.testing.drills import CATALOGUE, FAMILIES, Seen, drill, judge, named
+from otel_crdb import semconv
+from otel_crdb.testing.drills import CATALOGUE, FAMILIES, Seen, broken_laws, drill, judge, named
 from otel_crdb.testing.drills.expectations import ANY, AtLeast, OneOf, WantedPoint, WantedSpan
 from otel_crdb.testing.drills.page import page
 from otel_crdb.testing.faults import FAMILIES as FAULT_FAMILIES
@@ -51,6 +52,7 @@ def test_a_drill_is_answered_and_told_of_as_it_says(played, name):
     assert performance.answered_well, (performance.answers, performance.moved)
     missing = [one for one in performance.findings if not one.passed]
     assert not missing, "\n".join(f"{one.expectation}\n   {one.near}" for one in missing)
+    assert performance.broken == []
     assert performance.passed
 
 
@@ -142,6 +144,22 @@ def test_an_unknown_drill_names_the_nearest():
 def test_the_page_is_what_the_drills_say():
     """docs/drills.md is written anew by `python -m otel_crdb.testing.drills.page`."""
     assert (DOCS / "drills.md").read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("CLIENT", {"parent_id": "none"}, "stands below nothing"),
+        ("INTERNAL", {"attributes": {semconv.TXN_ID: "another"}}, "has another cockroachdb.txn.id than"),
+        ("CLIENT", {"attributes": {}}, "lacks db.system.name, db.namespace, server.address"),
+        ("CLIENT", {"attributes": {"x": "key /Table/106/1/7/0"}}, "tells a key or a row in x"),
+    ],
+)
+def test_what_can_never_be_right_is_told(played, kind, changes, told):
+    """Spans that stand wrong, ids that differ, calls without their database, keys: each is told in words."""
+    performance = played("serialization_failure_at_commit")
+    spoiled = [replace(span, **changes) if span.kind == kind else span for span in performance.seen.spans]
+    assert any(told in each for each in broken_laws(replace(performance.seen, spans=tuple(spoiled))))
 
 
 # --- the judge -------------------------------------------------------------------------------------------

@@ -419,7 +419,7 @@ def test_a_server_that_is_not_there_ends_the_connection() -> None:
         with nothing_left(proxy):
             for _ in range(3):
                 with WireClient(proxy) as client:
-                    assert client.greet() == "FIN"
+                    assert client.greet() == "08001 FIN"
 
 
 # --- cutting messages --------------------------------------------------------------------------------------
@@ -585,6 +585,10 @@ def test_vast_copy_data_passes_in_pieces(proxy: FaultProxy, onlooker: Onlooker, 
             client.send(message("c", b""), *([] if protocol == "simple" else [SYNC]))
             assert client.hear() == "COPY 1 Z(I)"
         assert digest_in(onlooker, "taken") == digest
+        proxy.inject(
+            "serialization_failure.injected", matching="SELECT"
+        )  # it knows what it waits for after COPY
+        assert client.run("SELECT 1", protocol) == ("40001 Z(I)" if protocol == "simple" else "T 40001 Z(I)")
         assert client.query("DROP TABLE taken") == "DROP TABLE Z(I)"
 
 
@@ -634,6 +638,7 @@ def test_a_drain_never_speaks_within_a_message(proxy: FaultProxy, onlooker: Onlo
     """A session that drain ends amid a long row hears nothing of it that could pass for the row."""
     with WireClient.connected(proxy) as client:
         client.send(query(b"SELECT text FROM vast"))
+        client._socket.recv(50, socket.MSG_PEEK | socket.MSG_WAITALL)  # the row has begun to come
         assert eventually(lambda: onlooker_sees(onlooker, "ClientWrite"))
         with proxy.inject(faults.drain().after(0)):
             heard = bytearray()
@@ -815,8 +820,11 @@ def test_servers_that_go_amid_an_answer_are_told_of(
             assert word in "12nTDHd" or word in ("SELECT 1", "Z(I)", "57P01")
 
 
-def test_last_words_reach_a_client_that_speaks(proxy: FaultProxy, onlooker: Onlooker) -> None:
-    """A client amid COPY hears why the server went, though the proxy learns it by failing to pass on the data."""
+def test_a_client_that_speaks_finds_the_end(proxy: FaultProxy, onlooker: Onlooker) -> None:
+    """A client amid COPY whose server goes finds the end, mostly with the server's last words before it.
+
+    Not always: what is unread when a server closes has the kernel reset the link, without a proxy as well.
+    """
     with STAGES["COPY in"](proxy, onlooker) as client:
         pumping = threading.Thread(target=pump, args=(client,))
         pumping.start()
@@ -824,7 +832,7 @@ def test_last_words_reach_a_client_that_speaks(proxy: FaultProxy, onlooker: Onlo
         onlooker.execute(END_SESSIONS)
         heard = client.hear()
         pumping.join()
-        assert heard.startswith("57P01 ")
+        assert heard in ("57P01 FIN", "57P01 RST", "FIN", "RST")
 
 
 def pump(client: WireClient) -> None:

@@ -163,10 +163,13 @@ class Session:
             for relay in relays:
                 relay.cancel()
             server.close()
+            ended = False
             try:
                 outcomes = await asyncio.gather(*relays, return_exceptions=True)
-                await _closed(server)
+                ended = await _ended(server)
             finally:
+                if not ended:
+                    server.transport.abort()
                 self._proxy.forget(self._key)
                 self._log.open_sessions -= 1
         for outcome in outcomes:
@@ -266,16 +269,15 @@ def _hung_up(peer: asyncio.StreamWriter) -> bool:
     return bool(poll.poll(0))
 
 
-async def _closed(server: asyncio.StreamWriter) -> None:
-    """Wait, but not for long, for the end of a connection: a server amid a statement has no ear for it."""
+async def _ended(server: asyncio.StreamWriter) -> bool:
+    """Tell whether a connection that is closing ends soon: a server amid a statement has no ear for it."""
     try:
         await asyncio.wait_for(server.wait_closed(), LAST_WORDS)
+    except asyncio.TimeoutError:  # an OSError too, since Python 3.11
+        return False
     except OSError:
-        pass  # it ended otherwise than in good order
-    except (asyncio.TimeoutError, asyncio.CancelledError) as error:
-        server.transport.abort()
-        if isinstance(error, asyncio.CancelledError):
-            raise
+        pass  # otherwise than in good order
+    return True
 
 
 class WireProxy:

@@ -12,6 +12,7 @@ from .commits import COMMITS
 from .conflicts import CONFLICTS
 from .drill import Ask, AtOnce, Drill, Inject, Lift
 from .expectations import Finding, Seen, judge
+from .laws import broken_laws
 from .limits import LIMITS
 from .outages import OUTAGES
 
@@ -28,6 +29,7 @@ __all__ = [
     "Inject",
     "Lift",
     "Seen",
+    "broken_laws",
     "judge",
     "named",
 ]

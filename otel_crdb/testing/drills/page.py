@@ -42,6 +42,8 @@ The exit status is 0 when all was as it has to be, 1 when not, 2 when nothing co
   the drills prove is how the application and its telemetry take it. On a server of yours the tables of the
   bank (`bank_…`) are made in its database and emptied.
 - All drills but the pools' have one process and one connection, so that it is known which one a fault meets.
+- Besides, in every drill: statements, COMMIT and ROLLBACK stand below their transaction, all attempts have
+  one `cockroachdb.txn.id`, every call names its database, and no key or row of an error text leaves.
 - A metric that is to be, say, +1 must grow by exactly that; `any` stands for whatever value; the name of a
   span is followed by the database where it stops short (`connect` is `connect defaultdb`).
 
