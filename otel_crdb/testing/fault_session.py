@@ -138,6 +138,7 @@ class FaultSession(Session):
     async def _silence(self) -> None:
         """Say nothing more, until the client goes or the rule is lifted."""
         released = asyncio.ensure_future(self._released.wait())
+        reading: asyncio.Future[bytes] | None = None
         try:
             while not released.done():
                 reading = asyncio.ensure_future(self._client_reader.read(READ_SIZE))
@@ -147,6 +148,8 @@ class FaultSession(Session):
                 elif not reading.result():
                     return
         finally:
+            if reading is not None:
+                reading.cancel()
             released.cancel()
 
     # --- from the client -----------------------------------------------------------------------------------

@@ -326,9 +326,10 @@ class WireProxy:
     async def stop(self) -> None:
         """Listen no more and end all sessions."""
         self.stop_listening()
-        for session in self._sessions:
-            session.cancel()
-        await asyncio.gather(*self._sessions, return_exceptions=True)
+        while self._sessions:  # Python 3.10 loses a cancellation that comes just as wait_for() ends
+            for session in list(self._sessions):
+                session.cancel()
+            await asyncio.wait(list(self._sessions), timeout=LAST_WORDS)
 
     def _take(self, listener: socket.socket) -> None:
         """Take a client that waits.
