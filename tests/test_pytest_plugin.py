@@ -241,7 +241,8 @@ def test_marked_faults_strike_and_are_gone_afterwards(bank_on_our_server):
     assert "on commit was never met. Django's TestCase, and pytest-django's `django_db` without" in said
     assert "did you mean" in said
     assert "assert 1 == 2" in said
-    assert said.count("was never met") == 2  # not where the test fails by itself
+    errors = re.findall(r"^E .*was never met", said, re.MULTILINE)
+    assert len(errors) == 2  # not where the test fails by itself
 
 
 SETUP_OF_THE_TEST = """
