@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         retry_transaction,
         run_transaction,
     )
+    from .view_retry import retry_view
 
 __all__ = [
     "AmbiguousCommitError",
@@ -31,6 +32,7 @@ __all__ = [
     "flush",
     "instrument",
     "retry_transaction",
+    "retry_view",
     "run_transaction",
     "uninstrument",
 ]
@@ -45,6 +47,7 @@ _HOMES = {
     "flush": "instrumentor",
     "instrument": "instrumentor",
     "retry_transaction": "retry",
+    "retry_view": "view_retry",
     "run_transaction": "retry",
     "uninstrument": "instrumentor",
 }

@@ -47,12 +47,22 @@ class Ended:
 class AttemptBlock:
     """The block of one attempt. :meth:`run` runs it; :meth:`failed` says how, where that raised."""
 
-    def __init__(self, wrapper: Any, logical: LogicalTransaction, *, in_testcase: bool) -> None:
+    def __init__(
+        self,
+        wrapper: Any,
+        logical: LogicalTransaction,
+        *,
+        in_testcase: bool,
+        insists: Callable[[Classification | None], bool],
+    ) -> None:
         self.wrapper = wrapper
         self.logical = logical
         #: The driver's connection, as the block began.
         self.connection: Any = None
         self._in_testcase = in_testcase
+        #: Whether an error that the function swallowed is raised all the same; else what it returned counts.
+        self._insists = insists
+        self._given_way = False
         self._handled = sys.exc_info()[1]
         self._phase: errors.Phase = "connect"
         #: COMMIT has returned: Django runs what is registered first.
@@ -95,6 +105,8 @@ class AttemptBlock:
         Here, and not when COMMIT has been answered by ROLLBACK: Django would run the ``on_commit`` functions.
         """
         wrapper, record = self.wrapper, self.record
+        if record is not None and record.phase is Phase.COMMIT_SENT and record.commit_error is not None:
+            raise record.commit_error  # of a COMMIT behind Django's back, which may have taken effect
         if wrapper.needs_rollback and record is not None and record.rollback_asked:
             return
         lost = wrapper.needs_rollback or wrapper.closed_in_transaction or wrapper.connection is None
@@ -106,8 +118,11 @@ class AttemptBlock:
             if record is not None and record.rolled_back_within:
                 lost = True
             elif status == facts.IDLE and record is not None and record.open_seen:
-                record.committed_within = True
+                record.committed_within |= record.phase is Phase.STATEMENT_SENT
         if not lost:
+            return
+        if not self._insists(None if record is None else record.failure):
+            self._given_way = True
             return
         if record is None or record.error is None:
             raise TransactionManagementError(
@@ -124,7 +139,7 @@ class AttemptBlock:
             return Ended(outcomes.COMMITTED, result)
         if self._committed and (record is None or not record.silent_abort):
             return Ended(outcomes.COMMITTED, result)
-        if record is not None and record.rollback_asked:
+        if self._given_way or (record is not None and record.rollback_asked):
             return Ended(outcomes.ROLLED_BACK, result)
         error = record.error if record is not None else None
         return Ended(

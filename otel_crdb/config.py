@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -36,6 +37,10 @@ class Config:
     #: Longest ``db.query.text``, in characters, at most 4096.
     query_text_limit: int = 4096
 
+    #: Whether views that ``ATOMIC_REQUESTS`` makes atomic are run again where their transaction was refused:
+    #: no, yes, or options of :func:`otel_crdb.retry_view`.
+    retry_atomic_requests: bool | Mapping[str, Any] = False
+
     def __post_init__(self) -> None:
         """Raise :class:`TypeError` or :class:`ValueError` where a value cannot be meant."""
         owners = get_args(StatementOwner)
@@ -43,6 +48,11 @@ class Config:
             raise ValueError(f"statement_owner is one of {owners}, not {self.statement_owner!r}")
         if not isinstance(self.node_id, bool):
             raise TypeError(f"node_id is a bool, not {self.node_id!r}")
+        if not isinstance(self.retry_atomic_requests, (bool, Mapping)):
+            raise TypeError(
+                "retry_atomic_requests is a bool or options of retry_view, not "
+                f"{self.retry_atomic_requests!r}"
+            )
         if isinstance(self.query_text_limit, bool) or not isinstance(self.query_text_limit, int):
             raise TypeError(f"query_text_limit is an int, not {self.query_text_limit!r}")
         if not 0 <= self.query_text_limit <= 4096:

@@ -13,18 +13,17 @@ from collections.abc import Callable, Sized
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from . import semconv, signals, statements
+from . import characteristics, idle_time, semconv, signals, statements
+from .copying import CopyBlock
 from .facts import IN_ERROR, transaction_status
 from .hooks import Hook
 from .operations import ClientOperation, is_suppressed
+from .schema_changes import see_what_is_open
 from .state import Phase, connected, current_request
 from .transactions import for_statement, settle_commit
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from .errors import Classification
-    from .hooks import Operation
     from .state import ConnectionRecord, Transaction
     from .statements import Statement
 
@@ -39,7 +38,7 @@ COMMITS = frozenset({"COMMIT", "END"})
 class _Statement(ClientOperation):
     """A statement under way."""
 
-    __slots__ = ("commits", "rolls_back")
+    __slots__ = ("commits", "rolls_back", "statement")
 
     def __init__(
         self,
@@ -53,6 +52,7 @@ class _Statement(ClientOperation):
         driver_owns = record.driver_instrumented and signal.config.statement_owner == "driver"
         quiet = driver_owns or is_suppressed()
         transaction = for_statement(wrapper, record, quiet=quiet)
+        self.statement = statement
         ends = transaction is not None and statement.operation in COMMITS
         # In a failed transaction the server answers COMMIT with the tag ROLLBACK.
         failed = ends and transaction_status(wrapper.connection) == IN_ERROR
@@ -83,9 +83,25 @@ class _Statement(ClientOperation):
             goes_back=statement.operation == "ROLLBACK",
             connection=record.connection,
         )
+        if transaction is not None:
+            idle_time.count(transaction, self.started)
+            transaction.closing = transaction.closing or self.commits or self.rolls_back
         request = current_request.get()
         if request is not None and not quiet and statement.operation not in SAVEPOINT_OPERATIONS:
             request.statements += 1
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """End it, and take in what its text does to the transaction besides."""
+        try:
+            super().finish(result, error)
+        finally:
+            statement, transaction = self.statement, self.transaction
+            if transaction is not None and (error is not None or statement.schema_change):
+                see_what_is_open(self.connection, transaction, statement, error)
+            if error is None and statement.modes is not None:
+                characteristics.learn(self.connection, transaction, statement.modes)
+            elif error is None and self.goes_back and transaction is not None:
+                characteristics.go_back(transaction)
 
     def settle(self, error: BaseException | None, failure: Classification | None) -> None:
         """Write the statement's end into the record; a COMMIT sent as text is a COMMIT."""
@@ -109,6 +125,7 @@ def _count(transaction: Transaction, statement: Statement) -> None:
         transaction.savepoints += 1
     elif statement.operation not in SAVEPOINT_OPERATIONS:
         transaction.statements += 1
+    transaction.schema_change |= statement.schema_change
     if statement.as_of_system_time and not transaction.as_of_system_time:
         transaction.as_of_system_time = statement.as_of_system_time
 
@@ -177,41 +194,10 @@ COPY_FROM = Hook("CursorWrapper.copy_from", _begin_copy_from)
 COPY_TO = Hook("CursorWrapper.copy_to", _begin_copy_to)
 
 
-class _Copying:
-    """psycopg 3's ``copy()``: a block, whose end is the statement's."""
-
-    def __init__(self, cursor: Any, copying: Any, statement: Any, args: Any, kwargs: Any) -> None:
-        self._copying = copying
-        self._begin: Callable[[], Operation | None] = partial(COPY.start, cursor, statement, *args, **kwargs)
-        self._operation: Operation | None = None
-
-    def __enter__(self) -> Any:
-        self._operation = self._begin()
-        try:
-            return self._copying.__enter__()
-        except BaseException as error:
-            self._end(error)
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> Any:
-        try:
-            swallowed = self._copying.__exit__(kind, error, trace)
-        except BaseException as end:
-            self._end(end)
-            raise
-        self._end(error)
-        return swallowed
-
-    def _end(self, error: BaseException | None) -> None:
-        if self._operation is not None:
-            COPY.finish(self._operation, None, error)
-
-
 def _traced_copy(cursor: Any, copy: Callable[..., Any]) -> Callable[..., Any]:
-    def traced(statement: Any, *args: Any, **kwargs: Any) -> _Copying:
-        return _Copying(cursor, copy(statement, *args, **kwargs), statement, args, kwargs)
+    def traced(statement: Any, *args: Any, **kwargs: Any) -> CopyBlock:
+        begin = partial(COPY.start, cursor, statement, *args, **kwargs)
+        return CopyBlock(copy(statement, *args, **kwargs), begin, COPY.finish)
 
     return traced
 

@@ -46,10 +46,9 @@ class Facts:
 
 
 def of_settings(settings: Mapping[str, Any]) -> Facts:
-    """Return what an entry of ``DATABASES`` tells before there is a connection."""
-    return _facts(
-        str(settings.get("NAME") or ""), str(settings.get("HOST") or ""), _port(settings.get("PORT"))
-    )
+    """Return what an entry of ``DATABASES`` tells before there is a connection; of several hosts, none."""
+    name, host = str(settings.get("NAME") or ""), str(settings.get("HOST") or "")
+    return _facts(name, "", 0) if "," in host else _facts(name, host, _port(settings.get("PORT")))
 
 
 def of_connection(connection: Any, *, node_id: bool = True) -> Facts:

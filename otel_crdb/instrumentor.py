@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,9 +58,18 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             recording.start()
             self._undo.append(recording.stop)
             self._hook_requests(chosen, before)
+            if chosen.retry_atomic_requests is not False:
+                self._retry_views(chosen.retry_atomic_requests)
         except BaseException:
             self._take_out()
             raise
+
+    def _retry_views(self, option: bool | Mapping[str, Any]) -> None:
+        from . import view_retry  # what a session or a message is, only those need that ask for it
+
+        policy = view_retry.policy_of(option)
+        if policy is not None:
+            self._undo.append(view_retry.start(policy))
 
     def _uninstrument(self, *, flush: bool = True, **_: Any) -> None:
         for wrapper in open_wrappers.all(initialized_only=True):  # this thread's; others are out of reach
@@ -133,7 +142,9 @@ def instrument(**options: Any) -> None:
             ``statement_owner``, ``"otel_crdb"`` (default) or ``"driver"``: who makes the statement span
             where a driver instrumentation is at work too;
             ``node_id`` (bool, default True): whether the gateway's node id is told;
-            ``query_text_limit`` (int, default 4096): longest ``db.query.text``, in characters.
+            ``query_text_limit`` (int, default 4096): longest ``db.query.text``, in characters;
+            ``retry_atomic_requests`` (bool or options of :func:`retry_view`, default False): whether views
+            that ``ATOMIC_REQUESTS`` makes atomic are run again where their transaction was refused.
 
     Raises:
         TypeError: there is no such option, or its value has the wrong type.

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from django.db import DEFAULT_DB_ALIAS, OperationalError
 
 if TYPE_CHECKING:
+    from django.http import HttpRequest, HttpResponse
+
     from .errors import Classification
 
 Priority = Literal["low", "normal", "high"]
+AmbiguousCommitPage = Callable[["HttpRequest", "AmbiguousCommitError"], "HttpResponse | None"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,20 @@ class Policy:
             raise ValueError("deadline, backoff_base and backoff_cap are seconds, at least 0")
         if self.retry_priority not in (None, "low", "normal", "high"):
             raise ValueError(f"retry_priority is 'low', 'normal' or 'high', not {self.retry_priority!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewPolicy(Policy):
+    """How a view is retried: as a transaction is, and what it answers in the end."""
+
+    #: Seconds; shorter than a transaction's, since somebody waits for the answer.
+    deadline: float = 10.0
+    #: Whether a body that is no upload, and not above ``DATA_UPLOAD_MAX_MEMORY_SIZE``, is read before the
+    #: first attempt: a view that reads the raw stream (Django REST framework's parsers do) can be run again.
+    buffer_body: bool = False
+    #: Makes the page of an ambiguous commit of the request and the error: a function or its dotted path.
+    #: Without it, and where it returns None, the error goes on to Django, which answers 500.
+    ambiguous_commit_page: AmbiguousCommitPage | str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,6 +204,10 @@ def _set_totals(span: Span, record: RequestRecord) -> None:
             semconv.REQUEST_DB_TIME: record.database_time / 1e9,
         }
     )
+    if record.retry_reasons:
+        span.set_attribute(semconv.REQUEST_RETRY_REASONS, record.retry_reasons)
+    if record.attempts:
+        span.set_attribute(semconv.REQUEST_ATTEMPTS, record.attempts)
     error, record.exception = record.exception, None  # its traceback holds all that the request held
     if error is not None:
         events.request_exception(span, error)

@@ -57,11 +57,16 @@ def run_transaction(fn: Callable[..., T], /, *args: Any, **options: Any) -> T:
 
     """
     _refuse_what_cannot_run_twice(fn)
-    with Run(fn, args, Policy(**options)) as run:
+    return drive(Run(fn, args, Policy(**options)))  # type: ignore[no-any-return]
+
+
+def drive(run: Run) -> Any:
+    """Make attempts until one is the last, and sleep between them."""
+    with run:
         while True:
             step = run.attempt()
             if isinstance(step, Committed):
-                return step.result  # type: ignore[no-any-return]
+                return step.result
             sleep(step)
 
 
@@ -73,11 +78,16 @@ async def arun_transaction(fn: Callable[..., T], /, *args: Any, **options: Any) 
     recorded, and starts no further one.
     """
     _refuse_what_cannot_run_twice(fn)
-    with Run(fn, args, Policy(**options)) as run:
+    return await adrive(Run(fn, args, Policy(**options)))  # type: ignore[no-any-return]
+
+
+async def adrive(run: Run) -> Any:
+    """Do as :func:`drive` does; attempts run in Django's thread for synchronous code."""
+    with run:
         while True:
             step = await _to_its_end(run)
             if isinstance(step, Committed):
-                return step.result  # type: ignore[no-any-return]
+                return step.result
             await asyncio.sleep(step)
 
 
@@ -87,13 +97,20 @@ async def _to_its_end(run: Run) -> Committed | float:
     try:
         return await asyncio.shield(attempt)
     except asyncio.CancelledError:
+        run.abandon()
         # Not for the task: a loop that shuts down has cancelled that too, and its thread works on.
         while not run.idle.is_set():
             with suppress(asyncio.CancelledError):
                 await asyncio.to_thread(run.idle.wait)
-        if attempt.done() and not attempt.cancelled():
-            attempt.exception()  # seen: the cancellation is what the caller gets
+        attempt.cancel()  # out of the queue, where its thread has not come to it
+        attempt.add_done_callback(_look_at)
         raise
+
+
+def _look_at(attempt: asyncio.Future[Any]) -> None:
+    """See how an attempt ended that nobody waits for: the cancellation is what its caller gets."""
+    if not attempt.cancelled():
+        attempt.exception()
 
 
 @overload

@@ -22,6 +22,7 @@ from .state import current_request
 
 if TYPE_CHECKING:
     from .attempts import Ended
+    from .errors import Classification
     from .policy import Attempt, Policy
 
 logger = logging.getLogger("otel_crdb.retry")
@@ -103,6 +104,7 @@ def _tell_retry(run: Run, attempt: Attempt) -> None:
     request = current_request.get()
     if request is not None:
         request.retries += 1
+        request.retry_reasons.append(failure.retry_reason or "unknown")
     if is_suppressed():
         return
     attributes = {
@@ -155,6 +157,27 @@ def _tell_exhausted(run: Run) -> None:
     )
 
 
+def _tell_kept_from_retrying(run: Run, failure: Classification, obstacle: str) -> None:
+    logger.warning(
+        "%s: attempt %d of %d was refused (%s, %s) and is not run again: %s. txn_id=%s error_code=%s",
+        run.name,
+        run.begun,
+        run.policy.max_attempts,
+        failure.error_class,
+        failure.retry_reason,
+        obstacle,
+        run.id,
+        failure.sqlstate or "",
+    )
+
+
+def _tell_view_ended(run: Run) -> None:
+    """Leave what became of a view that is retried where the request's span finds it."""
+    request = current_request.get()
+    if request is not None:
+        request.attempts = run.begun
+
+
 def _tell_failed_after_commit(run: Run, error: BaseException) -> None:
     logger.error(
         "%s: COMMIT was acknowledged, and then %s was raised (an on_commit hook, or what the database said "
@@ -169,9 +192,13 @@ RUN = Hook("run_transaction", _begin_run)
 RETRIED = Hook("run_transaction.retried", _tell_retry)
 COMMITTED = Hook("run_transaction.committed", _tell_committed)
 EXHAUSTED = Hook("run_transaction.exhausted", _tell_exhausted)
+KEPT = Hook("run_transaction.kept_from_retrying", _tell_kept_from_retrying)
+VIEW_ENDED = Hook("retry_view.ended", _tell_view_ended)
 AFTER_COMMIT = Hook("run_transaction.failed_after_commit", _tell_failed_after_commit)
 
 retried = RETRIED.run
 committed = COMMITTED.run
 exhausted = EXHAUSTED.run
+kept_from_retrying = KEPT.run
+view_ended = VIEW_ENDED.run
 failed_after_commit = AFTER_COMMIT.run

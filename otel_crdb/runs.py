@@ -7,6 +7,7 @@ import functools
 import random
 import threading
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -49,6 +50,15 @@ class Committed:
     result: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a transaction is not run again although its error would let it."""
+
+    words: str
+    #: A part of it may be applied: then the error passes through, and nobody says that nothing was applied.
+    applied: bool
+
+
 class Run:
     """One logical transaction: its attempts, its span, its end."""
 
@@ -60,12 +70,16 @@ class Run:
         self.id = new_transaction_id()
         self.attempts: list[Attempt] = []
         self.ended: Ended | None = None
+        #: What this run said in the end, where that is not the function's own error.
+        self.last_word: Exception | None = None
         self.begun = 0
         #: The last attempt's outcome, or the whole's once it is over; None before there was one.
         self.outcome: str | None = None
         #: Set while no attempt is under way.
         self.idle = threading.Event()
         self.idle.set()
+        self._starting = threading.Lock()
+        self._abandoned = False
         self._began = clock()
         self._telemetry: retry_telemetry.LogicalSpan | None = None
 
@@ -81,11 +95,19 @@ class Run:
 
     def attempt(self) -> Committed | float:
         """Run the function in a transaction: committed, or the seconds to wait before the next attempt."""
-        self.idle.clear()
+        with self._starting:
+            if self._abandoned:
+                raise CancelledError
+            self.idle.clear()
         try:
             return self._attempt()
         finally:
             self.idle.set()
+
+    def abandon(self) -> None:
+        """Begin no attempt any more, not one that waits for its thread either; one that runs goes on."""
+        with self._starting:
+            self._abandoned = True
 
     def _attempt(self) -> Committed | float:
         wrapper = connections[self.policy.using]
@@ -95,7 +117,10 @@ class Run:
         in_testcase = refuse_open_blocks(wrapper)
         self.begun += 1
         block = AttemptBlock(
-            wrapper, LogicalTransaction(self.id, self.begun, self.name), in_testcase=in_testcase
+            wrapper,
+            LogicalTransaction(self.id, self.begun, self.name),
+            in_testcase=in_testcase,
+            insists=self._insists,
         )
         try:
             ended = block.run(functools.partial(self._call, wrapper))
@@ -105,14 +130,15 @@ class Run:
             ended = self.ended = block.failed(error)
             self.outcome = ended.outcome
             self._clean(block, ended)
-            wait = self._wait_after(ended, last_chance=in_testcase)
+            wait = self._wait_after(block, ended, last_chance=in_testcase)
             if wait is None:
                 if ended.error is not None and ended.error is not error:
                     raise ended.error  # noqa: B904 - the function's own, in the place of Django's
                 raise
             return wait
         self.outcome = ended.outcome
-        retry_telemetry.committed(self)
+        if ended.outcome == outcomes.COMMITTED:
+            retry_telemetry.committed(self)
         return Committed(ended.result)
 
     def _call(self, wrapper: Any) -> Any:
@@ -139,7 +165,7 @@ class Run:
             with suppress(Exception):
                 block.wrapper.close()
 
-    def _wait_after(self, ended: Ended, *, last_chance: bool) -> float | None:
+    def _wait_after(self, block: AttemptBlock, ended: Ended, *, last_chance: bool) -> float | None:
         """Return the back-off before the next attempt, or None where the error is the caller's.
 
         Raises:
@@ -147,12 +173,13 @@ class Run:
             RetriesExhaustedError: this was the last attempt.
 
         """
-        error, failure = ended.error, ended.failure
+        error = ended.error
         assert error is not None
         if ended.outcome == outcomes.COMMITTED:
             retry_telemetry.failed_after_commit(self, error)
             return None
-        if failure is None or not isinstance(error, Exception) or not self._may_repeat(failure):
+        failure = self._repeatable(block, ended)
+        if failure is None or not isinstance(error, Exception):
             if ended.outcome == outcomes.AMBIGUOUS or self._may_have_been_applied():
                 self.outcome = outcomes.AMBIGUOUS
                 if isinstance(error, Exception):
@@ -166,8 +193,33 @@ class Run:
         retry_telemetry.retried(self, self.attempts[-1])
         return wait
 
+    def _repeatable(self, block: AttemptBlock, ended: Ended) -> Classification | None:
+        """Return the failure where the transaction may be run again after it."""
+        error, failure = ended.error, ended.failure
+        if failure is None or not isinstance(error, Exception) or not self._may_repeat(failure):
+            return None
+        obstacle = self._obstacle(block)
+        if obstacle is None:
+            return failure
+        retry_telemetry.kept_from_retrying(self, failure, obstacle.words)
+        if not obstacle.applied:
+            self._give_up(error, failure, ended, f", and is not run again: {obstacle.words}")
+        self.outcome = outcomes.FAILED
+        return None
+
     def _may_repeat(self, failure: Classification) -> bool:
         return failure.retry == "yes" or (failure.retry == "if_idempotent" and self.policy.idempotent)
+
+    def _insists(self, failure: Classification | None) -> bool:
+        """Whether an error that the function swallowed is raised: its caller would think that all is well."""
+        return True
+
+    def _obstacle(self, block: AttemptBlock) -> Obstacle | None:
+        """Return what keeps this attempt from being repeated, whatever its error was."""
+        record = block.record
+        if record is not None and record.schema_change and not self.policy.idempotent:
+            return Obstacle("CockroachDB commits what came before a schema change", applied=True)
+        return None
 
     def _may_have_been_applied(self) -> bool:
         """Whether an earlier attempt is in doubt: later ones that were refused do not undo it."""
@@ -184,35 +236,40 @@ class Run:
         exponent = min(self.begun - 1, 32)
         return random.uniform(0, min(self.policy.backoff_cap, base * 2**exponent))
 
-    def _give_up(self, error: Exception, failure: Classification, ended: Ended) -> NoReturn:
+    def _give_up(
+        self, error: Exception, failure: Classification, ended: Ended, because: str = ""
+    ) -> NoReturn:
         if ended.outcome == outcomes.AMBIGUOUS or self._may_have_been_applied():
             self._give_up_in_doubt(error, ended)
         self.attempts.append(Attempt(self.begun, ended.outcome, error, failure, None))
         self.outcome = outcomes.FAILED
         retry_telemetry.exhausted(self)
         times = "once" if self.begun == 1 else f"{self.begun} times"
-        raise RetriesExhaustedError(
-            f"{self.name}: refused {times}, last for {failure.retry_reason or failure.error_class}; nothing "
-            f"was applied (txn_id={self.id}).",
+        self.last_word = RetriesExhaustedError(
+            f"{self.name}: refused {times}, last for {failure.retry_reason or failure.error_class}{because}; "
+            f"nothing was applied (txn_id={self.id}).",
             tuple(self.attempts),
-        ) from errors.driver_error(error)
+        )
+        raise self.last_word from errors.driver_error(error)
 
     def _give_up_in_doubt(self, error: Exception, ended: Ended | None = None) -> NoReturn:
         self.outcome = outcomes.AMBIGUOUS
         if ended is not None and ended.failure is not None:
             self.attempts.append(Attempt(self.begun, ended.outcome, error, ended.failure, None))
-        raise AmbiguousCommitError(
+        self.last_word = AmbiguousCommitError(
             f"{self.name}: COMMIT was sent and its answer is unknown; the transaction may or may not have "
             f"been applied (txn_id={self.id}). Read whether it was, or say idempotent=True where running it "
             "twice does no harm.",
             tuple(self.attempts),
-        ) from errors.driver_error(error)
+        )
+        raise self.last_word from errors.driver_error(error)
 
 
 def name_of(fn: Callable[..., Any]) -> str:
     """Return a function's qualified name; a partial's is its function's, an object's its class's."""
     while isinstance(fn, functools.partial):
         fn = fn.func
+    fn = getattr(fn, "view_class", fn)  # what as_view() has made
     if not hasattr(fn, "__qualname__"):
         return f"{type(fn).__module__}.{type(fn).__qualname__}"
     return f"{fn.__module__}.{fn.__qualname__}"

@@ -63,6 +63,8 @@ TXN_STATEMENTS: Final = "cockroachdb.txn.statements"
 TXN_SAVEPOINTS: Final = "cockroachdb.txn.savepoints"
 TXN_IDLE_TIME: Final = "cockroachdb.txn.idle_time"
 TXN_ISOLATION_LEVEL: Final = "cockroachdb.txn.isolation_level"
+TXN_READ_ONLY: Final = "cockroachdb.txn.read_only"
+TXN_PRIORITY: Final = "cockroachdb.txn.priority"
 TXN_AS_OF_SYSTEM_TIME: Final = "cockroachdb.txn.as_of_system_time"
 TXN_SERVER_ID: Final = "cockroachdb.txn.server_id"
 SILENT_ABORT_EVENT: Final = "cockroachdb.txn.silent_abort"
@@ -87,6 +89,10 @@ REQUEST_TRANSACTIONS: Final = "cockroachdb.request.transactions"
 REQUEST_STATEMENTS: Final = "cockroachdb.request.statements"
 REQUEST_RETRIES: Final = "cockroachdb.request.retries"
 REQUEST_DB_TIME: Final = "cockroachdb.request.db_time"
+#: How often the view was run, where it is one that is retried.
+REQUEST_ATTEMPTS: Final = "cockroachdb.request.attempts"
+#: A word for each of the request's retries, in their order.
+REQUEST_RETRY_REASONS: Final = "cockroachdb.request.retry_reasons"
 
 # --- CockroachDB: metrics ----------------------------------------------------------------------
 TXN_ATTEMPTS_METRIC: Final = "cockroachdb.client.txn.attempts"

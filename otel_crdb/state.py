@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
+    from .characteristics import Characteristics
     from .errors import Classification
     from .facts import Facts
     from .signals import Signals
@@ -80,7 +81,18 @@ class Transaction:
     savepoints: int = 0
     #: Nanoseconds spent in calls of the driver.
     database_time: int = 0
+    #: When its first statement was sent, and BEGIN with it; nanoseconds since the epoch, 0 before.
+    first_sent: int = 0
+    #: Nanoseconds between its calls, up to the one that began last.
+    idle_time: int = 0
+    #: Nothing of it is open on the server any more, or its end is under way: no further time in it is idle.
+    closing: bool = False
     as_of_system_time: str = ""
+    #: How it runs, as far as that was asked for; None: nobody has looked yet.
+    characteristics: Characteristics | None = None
+    #: A statement was sent that CockroachDB takes for a change of the schema: from v25.1 it may commit what
+    #: came before it (``autocommit_before_ddl``).
+    schema_change: bool = False
     #: The first error since a statement last succeeded, and what it means.
     error: BaseException | None = None
     failure: Classification | None = None
@@ -144,6 +156,10 @@ class RequestRecord:
     transactions: int = 0
     statements: int = 0
     retries: int = 0
+    #: A word for each of the retries.
+    retry_reasons: list[str] = field(default_factory=list)
+    #: How often the view was run; 0 for one that is not retried.
+    attempts: int = 0
     #: Nanoseconds.
     database_time: int = 0
     #: What nobody handled, before Django makes a 500 of it.

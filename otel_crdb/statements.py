@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from threading import RLock
 from typing import NamedTuple
 
+from .sqlmodes import Modes, changes_schema_later, effects
 from .sqlsummary import summarise
 from .sqltokens import BLANKS, ELLIPSIS, HIDDEN, Kind, Token, tokenize, words
 
@@ -44,6 +45,10 @@ class Statement:
     """``db.query.text``: masked, without comments, at most TEXT_LIMIT characters."""
     as_of_system_time: str = ""
     """The expression after AS OF SYSTEM TIME; times and intervals in it are shown."""
+    schema_change: bool = False
+    """Whether CockroachDB takes it, or one of several statements, for a change of the schema."""
+    modes: Modes | None = None
+    """What it says of how transactions run, for almost all texts nothing."""
 
 
 _NOTHING = Statement()
@@ -56,12 +61,18 @@ def describe(sql: object) -> Statement:
     if isinstance(sql, str):
         # str() of a subclass is what its author likes; this is its text.
         text = str.__str__(sql)
-        return describe(text) if len(text) <= READ_LIMIT else _describe(_beginning(text), whole=False)
+        return describe(text) if len(text) <= READ_LIMIT else _describe_long(_beginning(text), text)
     if isinstance(sql, bytes):
         # Bytes come from drivers that have put the values in: seldom the same twice, not worth remembering.
         text = sql[:READ_LIMIT].decode("utf-8", "replace")
-        return _describe(text) if len(sql) <= READ_LIMIT else _describe(_beginning(text), whole=False)
+        return _describe(text) if len(sql) <= READ_LIMIT else _describe_long(_beginning(text), sql)
     return _NOTHING
+
+
+def _describe_long(beginning: str, sql: str | bytes) -> Statement:
+    statement = _describe(beginning, whole=False)
+    later = not statement.schema_change and changes_schema_later(sql, READ_LIMIT - 256)
+    return replace(statement, schema_change=True) if later else statement
 
 
 def _beginning(sql: str) -> str:
@@ -78,7 +89,9 @@ def batch(statement: Statement) -> Statement:
 
 
 def _describe(sql: str, *, whole: bool = True) -> Statement:
-    tokens = _hide_names(tokenize(sql))
+    tokens = tokenize(sql)
+    schema_change, modes = effects(tokens)
+    tokens = _hide_names(tokens)
     if not whole:
         tokens = _without_cut_row(tokens)
     summary, operation = summarise(tokens, SUMMARY_LIMIT)
@@ -86,7 +99,8 @@ def _describe(sql: str, *, whole: bool = True) -> Statement:
     if tokens and (_BREAKS_LISTS.search(sql) or (tokens[-1].raw[0] == '"' and tokens[-1].text == HIDDEN)):
         tokens = tokenize(_joined(tokens, READ_LIMIT))
     text = _joined(tokens, TEXT_LIMIT, whole=whole)
-    return Statement(_printable(summary), _printable(operation), _printable(text), _printable(as_of))
+    summary, operation, text, as_of = map(_printable, (summary, operation, text, as_of))
+    return Statement(summary, operation, text, as_of, schema_change, modes)
 
 
 def _without_cut_row(tokens: list[Token]) -> list[Token]:
@@ -186,7 +200,12 @@ def _joined(tokens: list[Token], limit: int, *, whole: bool = True) -> str:
 # AS OF SYSTEM TIME
 
 _AS_OF = ("AS", "OF", "SYSTEM", "TIME")
-_TIME = re.compile(r"'[0-9A-Za-z :.,+?-]{1,48}'|[0-9.]{1,32}")
+# Numbers, units and marks: a word in the place of a time may be anything.
+_TIME = re.compile(
+    r"'(?:[0-9 :.,+?-]|(?:ns|us|ms|s|m|h|d|w|y|t|z|utc|secs?|seconds?|mins?|minutes?|hours?|days?|weeks?"
+    r"|mons?|months?|years?)(?![a-z])){1,48}'|[0-9.]{1,32}",
+    re.IGNORECASE,
+)
 _AFTER_AS_OF = words(
     "WHERE GROUP HAVING WINDOW ORDER LIMIT OFFSET FETCH FOR UNION INTERSECT EXCEPT AS ON JOIN INNER LEFT"
     " RIGHT FULL CROSS NATURAL WITH PRIORITY ISOLATION READ NOT DEFERRABLE INTO RETURNING"
@@ -223,6 +242,7 @@ def _with_time(token: Token) -> Token:
 # What has been described
 
 _ENTRY_BYTES = 256  # of the statement object and its place in the table
+_MODES_BYTES = 640  # of two small dictionaries, and what holds them
 
 
 class CacheInfo(NamedTuple):
@@ -272,7 +292,7 @@ class StatementCache:
 
 def _weight(sql: str, statement: Statement) -> int:
     fields = (sql, statement.summary, statement.operation, statement.text, statement.as_of_system_time)
-    return _ENTRY_BYTES + sum(map(sys.getsizeof, fields))
+    return _ENTRY_BYTES + sum(map(sys.getsizeof, fields)) + (0 if statement.modes is None else _MODES_BYTES)
 
 
 _CACHE = StatementCache()

@@ -18,7 +18,7 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import errors, events, facts, outcomes, semconv, signals
+from . import characteristics, errors, events, facts, idle_time, outcomes, semconv, signals
 from .hooks import Hook
 from .operations import BLOCK, ClientOperation, is_suppressed
 from .state import ConnectionRecord, Phase, Transaction, connected, current_request, record_of
@@ -44,7 +44,7 @@ def for_statement(wrapper: Any, record: ConnectionRecord, *, quiet: bool) -> Tra
         if not quiet and not of_testcase(wrapper):
             OPEN_SPAN.run(wrapper, record, transaction)
     elif transaction.open_seen and STATUS.run(wrapper.connection) == facts.IDLE:
-        transaction.committed_within |= not transaction.rolled_back_within
+        _note_unseen_commit(transaction)
     if transaction.atomic and transaction.span is not None:
         _make_current(transaction, transaction.span)
     return transaction
@@ -63,23 +63,17 @@ def _open_span(wrapper: Any, record: ConnectionRecord, transaction: Transaction)
     signal, known = signals.current, record.facts
     if signal is None or known is None:
         return
-    attributes = {
-        **known.span,
-        semconv.TXN_ID: transaction.id,
-        semconv.TXN_ATTEMPT: transaction.attempt,
-    }
-    level = wrapper.settings_dict["OPTIONS"].get("isolation_level")
-    if level is not None:
-        attributes[semconv.TXN_ISOLATION_LEVEL] = isolation_level_name(wrapper.isolation_level)
     outer = context_api.get_current()
     transaction.span = signal.tracer.start_span(
         f"transaction {known.namespace}",
         trace.set_span_in_context(transaction.outer, outer),
         SpanKind.INTERNAL,
-        attributes,
+        {**known.span, semconv.TXN_ID: transaction.id, semconv.TXN_ATTEMPT: transaction.attempt},
         start_time=transaction.started,
     )
     transaction.context = trace.set_span_in_context(transaction.span, outer)
+    # Told when the span closes: later statements may say otherwise, and no attribute can be taken back.
+    transaction.characteristics = characteristics.at_begin(wrapper.connection)
 
 
 def _make_current(transaction: Transaction, span: Span) -> None:
@@ -88,18 +82,19 @@ def _make_current(transaction: Transaction, span: Span) -> None:
         context_api.attach(context_api.set_value(BLOCK, span, trace.set_span_in_context(span)))
 
 
-def isolation_level_name(level: Any) -> str:
-    """Return what SQL calls the level of ``OPTIONS["isolation_level"]``, in lower case."""
-    names = {1: "read uncommitted", 2: "repeatable read", 3: "serializable", 4: "read committed"}
-    name = getattr(level, "name", None)  # psycopg 3 and Django's enum for psycopg2 name theirs
-    return name.replace("_", " ").lower() if name else names.get(level, str(level))
-
-
 def close(record: ConnectionRecord) -> None:
     """End the transaction on this connection with its one outcome."""
     transaction, record.transaction = record.transaction, None
-    if transaction is None or transaction.span is None:
+    if transaction is None:
         return
+    try:
+        if transaction.span is not None:
+            _end_span(record, transaction, transaction.span)
+    finally:
+        characteristics.settle(record.connection, transaction)
+
+
+def _end_span(record: ConnectionRecord, transaction: Transaction, span: Span) -> None:
     _leave_context(transaction)
     signal, known = signals.current, record.facts
     ended = max(time.time_ns(), transaction.started)
@@ -107,7 +102,7 @@ def close(record: ConnectionRecord) -> None:
         if signal is not None and known is not None:
             _describe_end(signal, known, transaction, ended)
     finally:
-        transaction.span.end(ended)
+        span.end(ended)
 
 
 def forget(record: ConnectionRecord) -> None:
@@ -145,7 +140,8 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
             **words,
             semconv.TXN_STATEMENTS: transaction.statements,
             semconv.TXN_SAVEPOINTS: transaction.savepoints,
-            semconv.TXN_IDLE_TIME: max(0, taken - transaction.database_time) / 1e9,
+            semconv.TXN_IDLE_TIME: idle_time.seconds(transaction, ended),
+            **characteristics.attributes_of(transaction),
         }
     )
     if transaction.as_of_system_time:
@@ -159,6 +155,15 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
         events.transaction_event(span, semconv.AMBIGUOUS_EVENT, transaction, known.namespace)
     if request is not None:
         request.transactions += 1
+
+
+def _note_unseen_commit(transaction: Transaction) -> None:
+    """Note that nothing is open where something was: somebody has ended it behind Django's back.
+
+    Not after a COMMIT that we know of, refused or not, nor after a ROLLBACK.
+    """
+    unseen = transaction.phase is Phase.STATEMENT_SENT and not transaction.rolled_back_within
+    transaction.committed_within |= unseen
 
 
 def _failure_words(transaction: Transaction, failure: Classification | None) -> dict[str, str]:
@@ -225,6 +230,9 @@ def _begin_set_autocommit(
         close(record)
     if autocommit:
         return _AutocommitOn(record)
+    if force_begin_transaction_with_broken_autocommit:
+        # Django keeps it beyond its transaction, and names it as the cause of what goes wrong in this one.
+        wrapper.rollback_exc = None
     return _AutocommitOff(record, atomic=force_begin_transaction_with_broken_autocommit)
 
 
@@ -254,6 +262,9 @@ class _EndOperation(ClientOperation):
             quiet=quiet or is_suppressed() or of_testcase(wrapper),
             suppress_driver=record.driver_instrumented,
         )
+        if self.transaction is not None:
+            idle_time.count(self.transaction, self.started)
+            self.transaction.closing = True
 
     def finish(self, result: Any, error: BaseException | None) -> None:
         super().finish(result, error)
@@ -337,9 +348,7 @@ def _open_connection(wrapper: Any) -> tuple[ConnectionRecord | None, int]:
     status = STATUS.run(wrapper.connection)
     transaction = record_of(wrapper).transaction
     if status == facts.IDLE and transaction is not None and transaction.open_seen:
-        # Not after a COMMIT of Django's, refused or not: its end is known.
-        unseen = transaction.phase is Phase.STATEMENT_SENT and not transaction.rolled_back_within
-        transaction.committed_within |= unseen
+        _note_unseen_commit(transaction)
     if status is None:
         status = facts.ACTIVE  # not to be had: as if something were under way, the cautious answer
     return (None if status == facts.IDLE else connected(wrapper)), status
@@ -374,7 +383,7 @@ def _begin_set_rollback(wrapper: Any, rollback: bool) -> None:
     """Note that the application asks for a rollback: what comes of it is no surprise to it."""
     if signals.current is not None:
         transaction = record_of(wrapper).transaction
-        if transaction is not None:
+        if transaction is not None and not any(wrapper.savepoint_ids):  # else to that savepoint only
             transaction.rollback_asked = rollback
 
 

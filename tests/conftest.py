@@ -118,3 +118,21 @@ def telemetry(monkeypatch):
     monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", "http")
     with Telemetry() as recorded:
         yield recorded
+
+
+@pytest.fixture
+def wsgi(telemetry):
+    """A real WSGI server on the instrumented application: its port."""
+    from .http_servers import wsgi_server
+
+    with wsgi_server() as port:
+        yield port
+
+
+@pytest.fixture
+def asgi(telemetry):
+    """A real ASGI server on the instrumented application: its port."""
+    from .http_servers import asgi_server
+
+    with asgi_server() as port:
+        yield port

@@ -167,6 +167,12 @@ def test_default_port_is_not_told_and_hosts_behind_cloud_proxies_tell_no_node():
     }
 
 
+def test_which_of_several_hosts_is_not_known_before_there_is_a_connection():
+    """Of hosts that libpq takes by commas, only the connection tells which it has come to be."""
+    told = facts.of_settings({"NAME": "bank", "HOST": "a.example.com,b.example.com", "PORT": "26257,26258"})
+    assert dict(told.metric) == {"db.system.name": "cockroachdb", "db.namespace": "bank"}
+
+
 def test_facts_are_those_of_the_connection_in_use(telemetry, crdb):
     """A wrapper that reconnects elsewhere tells the new place."""
     wrapper = wrapper_with()

@@ -6,16 +6,18 @@ import io
 import logging
 
 import pytest
+from django.core.handlers.base import BaseHandler
 from django.db import DatabaseError, connection, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
-from django.test import Client
+from django.test import Client, RequestFactory
 from django_cockroachdb.base import DatabaseWrapper
 from opentelemetry import context
 
 import otel_crdb
-from otel_crdb import cursors, hooks, recording, run_transaction
+from otel_crdb import cursors, hooks, recording, retry_view, run_transaction, view_answers
 
 from .project.models import Account
+from .retried_views import atomic_requests
 from .servers import conflicting, earn
 from .telemetry import Telemetry
 
@@ -103,6 +105,21 @@ def fail_after_commit():
     return run_transaction(lambda: (earn(), transaction.on_commit(fail_in_a_block)))
 
 
+def refuse_view():
+    @retry_view(backoff_base=0)
+    def view(request):
+        request.read()
+        return pay()
+
+    pay = conflicting(1)
+    return view(RequestFactory().post("/"))
+
+
+def ask_for_atomic_view():
+    with atomic_requests("default"):
+        return ask("/read/")
+
+
 def debug_query():
     connection.force_debug_cursor = True
     try:
@@ -130,6 +147,8 @@ def day():
         outcome(retry),
         outcome(exhaust),
         outcome(fail_after_commit),
+        outcome(refuse_view),
+        outcome(ask_for_atomic_view),
         outcome(execute_many),
         outcome(call_procedure),
         outcome(copy),
@@ -187,7 +206,8 @@ def test_hook_that_fails_changes_no_result(expected, own_context, monkeypatch, c
         monkeypatch.setattr(hook, "begin", begin_and_fail_later)
     Account.objects.filter(email="c@example.com").delete()
     Account.objects.update(balance=100)
-    with Telemetry() as telemetry, caplog.at_level(logging.ERROR, "otel_crdb"):
+    instrumented = Telemetry(retry_atomic_requests=True)
+    with instrumented as telemetry, caplog.at_level(logging.ERROR, "otel_crdb"):
         assert day() == expected
         if name in NOT_HERE or (moment == "finish" and not operations):
             return  # another driver's, or a hook that has no end of its own
@@ -214,13 +234,18 @@ class FailingAtTheEnd:
 
 
 def test_everything_that_instrument_changes_is_a_guarded_hook(accounts):
-    """Each method that ``instrument()`` puts in on Django's class goes through a hook of the registry."""
-    before = dict(vars(DatabaseWrapper))
-    with Telemetry():
+    """Each method that ``instrument()`` puts in on Django's classes goes through a hook of the registry."""
+    classes = (DatabaseWrapper, BaseHandler)
+    view_answers.ensure()  # for good, wherever views are retried: no telemetry, but what they answer
+    before = {cls: dict(vars(cls)) for cls in classes}
+    with Telemetry(retry_atomic_requests=True):
         changed = {
-            name: value for name, value in vars(DatabaseWrapper).items() if before.get(name) is not value
+            name: value
+            for cls in classes
+            for name, value in vars(cls).items()
+            if before[cls].get(name) is not value
         }
-    assert set(changed) == set(recording.WRAPPER_HOOKS)
+    assert set(changed) == {*recording.WRAPPER_HOOKS, "make_view_atomic"}
     for value in changed.values():
         assert hooks.REGISTRY[value.hook.name] is value.hook
 

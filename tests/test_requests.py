@@ -3,18 +3,13 @@
 
 import asyncio
 import contextlib
-import gc
 import http.client
 import json
 import socket
 import threading
-import wsgiref.simple_server
 
 import django
 import pytest
-import uvicorn
-from django.core.asgi import get_asgi_application
-from django.core.wsgi import get_wsgi_application
 from django.db.models import Value
 from django.db.models.functions import Concat
 from django.test import Client, RequestFactory
@@ -34,56 +29,6 @@ pytestmark = [
 ]
 
 SECRET = "s3cret-value"
-
-
-class Quiet(wsgiref.simple_server.WSGIRequestHandler):
-    """Answers without a line on stderr."""
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-@pytest.fixture
-def wsgi(telemetry):
-    """A real WSGI server on the instrumented application: its port."""
-    with wsgiref.simple_server.make_server(
-        "127.0.0.1", 0, get_wsgi_application(), handler_class=Quiet
-    ) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
-
-
-class Announcing(uvicorn.Server):
-    """A uvicorn that tells when it serves."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.ready = threading.Event()
-
-    async def startup(self, sockets=None):
-        """Start, and tell."""
-        await super().startup(sockets)
-        self.ready.set()
-
-
-@pytest.fixture
-def asgi(telemetry):
-    """A real ASGI server on the instrumented application: its port."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(get_asgi_application(), log_level="critical", lifespan="off", loop="asyncio")
-    server = Announcing(config)
-    thread = threading.Thread(target=server.run, args=([listening],))
-    thread.start()
-    assert server.ready.wait(10)
-    yield listening.getsockname()[1]
-    server.should_exit = True
-    thread.join()
-    listening.close()
-    gc.collect()
 
 
 @pytest.fixture(params=["wsgi", "asgi"])

@@ -600,6 +600,46 @@ def test_asynchronous_caller(telemetry, naps):
     assert len(tries_of(telemetry, logical)) == 3
 
 
+def test_error_of_an_earlier_transaction_is_not_this_ones(telemetry, crdb, naps):
+    """Django keeps the error that broke a transaction in a save(), and names it as the cause of later ones."""
+    calls = []
+
+    def queries_although_marked():
+        calls.append(1)
+        Account.objects.using("other").count()
+        transaction.set_rollback(True, using="other")
+        Account.objects.using("other").count()
+
+    with led_through_proxy(crdb) as proxy:
+        proxy.inject("serialization_failure.RETRY_SERIALIZABLE", matching="INSERT")
+        with pytest.raises(OperationalError), transaction.atomic(using="other"):
+            Account(email="c@example.com").save(using="other")
+        with pytest.raises(transaction.TransactionManagementError) as raised:
+            run_transaction(queries_although_marked, using="other")
+    assert raised.value.__cause__ is None
+    assert calls == [1]
+    assert naps == []
+
+
+def test_rollback_to_a_savepoint_is_none_of_the_whole(telemetry):
+    """set_rollback(True) in a block with a savepoint gives up that block; what is lost later is not asked for."""
+
+    def pay():
+        with transaction.atomic():
+            Account.objects.filter(email="b@example.com").update(balance=0)
+            transaction.set_rollback(True)
+        earn()
+        try:
+            with transaction.atomic(savepoint=False):
+                raise ValueError
+        except ValueError:
+            return "paid"
+
+    with pytest.raises(transaction.TransactionManagementError, match="its transaction is lost"):
+        run_transaction(pay)
+    assert (balance("a"), balance("b")) == (100, 100)
+
+
 def test_cancelled_caller_waits_for_the_running_attempt(telemetry, naps):
     """A cancelled caller's running attempt ends, its true outcome is told, and no further one starts."""
     begun, go_on = threading.Event(), threading.Event()
@@ -648,6 +688,30 @@ def test_cancelled_caller_starts_no_further_attempt(telemetry, naps):
     asyncio.run(call())
     assert calls == [1]
     assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "retryable"
+
+
+def test_cancelled_caller_takes_a_waiting_attempt_back(telemetry, naps):
+    """An attempt that waits for a busy thread is not begun once its caller was told that it is cancelled."""
+    busy, free = threading.Event(), threading.Event()
+
+    def work():
+        busy.set()
+        free.wait(10)
+
+    async def call():
+        working = asyncio.ensure_future(sync_to_async(work)())
+        await asyncio.to_thread(busy.wait, 10)
+        task = asyncio.ensure_future(arun_transaction(earn, name="pay"))
+        await asyncio.to_thread(bool)  # the task runs until it waits for its thread
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        free.set()
+        await working
+        return await sync_to_async(balance)()
+
+    assert asyncio.run(call()) == 100
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.attempts"] == 0
 
 
 def test_errors_are_what_django_code_catches():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .expectations import Seen
 
 #: Keys and rows as CockroachDB quotes them.
-_PRIVATE = re.compile(r"/Table/\d+/\d+/|\bKey \([^)]*\)=\((?!…|\?)|row \([^)]*\)=\((?!…|\?)")
+_PRIVATE = re.compile(r"/Table/\d+/\d+/(?!…)|\bKey \([^)]*\)=\((?!…|\?)|row \([^)]*\)=\((?!…|\?)")
 _NAMED_BY_ALL = (semconv.DB_SYSTEM_NAME, semconv.DB_NAMESPACE, semconv.SERVER_ADDRESS)
 
 
