@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an attempt does on the other aliases: a ROLLBACK of its own does not undo it.
 
-Of any backend, not only of CockroachDB's: so they are watched through Django's ``execute_wrappers`` and
-through ``_commit`` of the one wrapper, for as long as the attempt lasts.
+Of any backend, not only of CockroachDB's: so they are watched by what Django has for it and by what is put in
+front of one wrapper's methods, for as long as the attempt lasts. What looks as if it might write counts as
+writing. Connections of other threads, and the drivers' own objects, are not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from . import errors, statements
@@ -21,6 +25,18 @@ READING = frozenset(
     {"BEGIN", "DECLARE", "EXPLAIN", "FETCH", "PRAGMA", "RELEASE", "ROLLBACK", "SAVEPOINT", "SELECT", "SET"}
     | {"SHOW", "START", "TABLE", "VALUES"}
 )
+#: COMMIT, as text instead of by ``commit()``.
+COMMITS = frozenset({"COMMIT", "END", "PREPARE"})
+#: What may write although the text begins like one that reads: a second statement, a CTE, SELECT INTO,
+#: EXPLAIN ANALYZE, the cut end of a long text. A lock (FOR UPDATE) is none.
+MAY_WRITE = re.compile(
+    r";\s*\S|\b(?:INSERT|DELETE|UPSERT|MERGE|INTO|ANALYZE)\b|(?<!\bFOR)(?<!\bKEY)\s+UPDATE\b|…$",
+    re.IGNORECASE,
+)
+#: A call of a function, which may do what it likes, and no table that it is a column of.
+CALLS = re.compile(r"^(?!.*\bFROM\b).*\w\s*\(", re.IGNORECASE | re.DOTALL)
+#: The cursor's methods that go past ``execute_wrappers``.
+PASSING_BY = frozenset({"callproc", "copy", "copy_expert", "copy_from", "copy_to", "stream"})
 
 
 class Bystanders:
@@ -34,16 +50,20 @@ class Bystanders:
     def watched(self) -> Iterator[None]:
         """Watch them for one attempt."""
         with ExitStack() as stack:
-            self._watches = [
-                stack.enter_context(_watched(connections[alias]))
-                for alias in connections
-                if alias != self._using
-            ]
+            self._watches = [stack.enter_context(_watched(wrapper)) for wrapper in self._wrappers()]
             yield
 
     def changed(self) -> str | None:
         """Return the alias on which the attempt has left something that outlives it, None where none is."""
         return next((watch.alias for watch in self._watches if watch.lasting), None)
+
+    def _wrappers(self) -> Iterator[Any]:
+        for alias in connections:
+            if alias != self._using:
+                with suppress(
+                    ImproperlyConfigured, ImportError
+                ):  # a backend that is not there writes nothing
+                    yield connections[alias]
 
 
 class _Watch:
@@ -54,32 +74,68 @@ class _Watch:
         #: Something was written that a ROLLBACK of the attempt does not take back.
         self.lasting = False
         self._wrapper = wrapper
-        self._open_before = wrapper.connection is not None and not wrapper.autocommit
+        #: A transaction that outlives the attempt; a TestCase's own is rolled back with all else.
+        self._open_before = (
+            wrapper.connection is not None
+            and not wrapper.autocommit
+            and not (wrapper.atomic_blocks and all(block._from_testcase for block in wrapper.atomic_blocks))
+        )
         self._written = False
-        self._commit = wrapper._commit
 
     def execute(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-        text = text_of(sql, context["cursor"].cursor)
-        writes = statements.describe(text).operation not in READING
+        """Execute a statement, as one of ``execute_wrappers``."""
+        statement = statements.describe(text_of(sql, context["cursor"].cursor))
+        writes = _may_write(statement)
         try:
             result = execute(sql, params, many, context)
         except Exception as error:
             self.lasting |= writes and not self._in_transaction() and _in_doubt(error, "autocommit")
             raise
-        self._written |= writes
-        self.lasting |= writes and (self._open_before or not self._in_transaction())
+        self.lasting |= self._written and statement.operation in COMMITS
+        if writes:
+            self.note_write()
         return result
 
-    def commit(self) -> None:
-        try:
-            self._commit()
-        except Exception as error:
-            self.lasting |= self._written and _in_doubt(error, "commit")
-            raise
-        self.lasting |= self._written
+    def note_write(self) -> None:
+        """Note that something was written, or may have been."""
+        self._written = True
+        self.lasting |= self._open_before or not self._in_transaction()
+
+    def committing(self, commit: Callable[[], None]) -> Callable[[], None]:
+        """Return ``_commit``, watched."""
+
+        def watched() -> None:
+            try:
+                commit()
+            except Exception as error:
+                self.lasting |= self._written and _in_doubt(error, "commit")
+                raise
+            self.lasting |= self._written
+
+        return watched
+
+    def making(self, make: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Return ``make_cursor`` or ``make_debug_cursor``, whose cursors tell of what passes us by."""
+
+        def watched(cursor: Any) -> Any:
+            made = make(cursor)
+            made.__class__ = _telling_class(made.__class__)
+            made.watch = self
+            return made
+
+        return watched
 
     def _in_transaction(self) -> bool:
         return bool(self._wrapper.in_atomic_block or not self._wrapper.autocommit)
+
+
+def _may_write(statement: statements.Statement) -> bool:
+    operation, text = statement.operation, statement.text
+    return (
+        operation not in READING
+        or MAY_WRITE.search(text) is not None
+        or (operation == "SELECT" and CALLS.match(text) is not None)
+    )
 
 
 def _in_doubt(error: BaseException, phase: errors.Phase) -> bool:
@@ -87,13 +143,37 @@ def _in_doubt(error: BaseException, phase: errors.Phase) -> bool:
     return failure is not None and failure.retry == "if_idempotent"
 
 
+@lru_cache(maxsize=64)
+def _telling_class(wrapper_class: Any) -> Any:
+    """Return the class of a cursor wrapper that tells its watch of methods no ``execute_wrappers`` see."""
+
+    def look_up(cursor: Any, name: str) -> Any:
+        if name in PASSING_BY:
+            object.__getattribute__(cursor, "watch").note_write()
+        return wrapper_class.__getattribute__(cursor, name)
+
+    return type(wrapper_class.__name__, (wrapper_class,), {"__getattribute__": look_up})
+
+
 @contextmanager
 def _watched(wrapper: Any) -> Iterator[_Watch]:
     watch = _Watch(wrapper)
-    wrapper.execute_wrappers.insert(0, watch.execute)  # innermost of all: what the application's make of it
-    wrapper._commit = watch.commit
+    before = dict(vars(wrapper))  # a view within a view watches what is watched already
+    own = {
+        "_commit": watch.committing(wrapper._commit),
+        "make_cursor": watch.making(wrapper.make_cursor),
+        "make_debug_cursor": watch.making(wrapper.make_debug_cursor),
+    }
+    vars(wrapper).update(own)
+    wrapper.execute_wrappers.append(
+        watch.execute
+    )  # the innermost: what the application's make of a statement
     try:
         yield watch
     finally:
-        del wrapper._commit
         wrapper.execute_wrappers.remove(watch.execute)
+        for name in own:
+            if name in before:
+                setattr(wrapper, name, before[name])
+            else:
+                delattr(wrapper, name)

@@ -64,6 +64,15 @@ class ViewPolicy(Policy):
     #: Without it, and where it returns None, the error goes on to Django, which answers 500.
     ambiguous_commit_page: AmbiguousCommitPage | str | None = None
 
+    def __post_init__(self) -> None:
+        """Raise :class:`TypeError` or :class:`ValueError` where a value cannot be meant."""
+        Policy.__post_init__(
+            self
+        )  # not super(): a dataclass with slots is another class than the one written
+        page = self.ambiguous_commit_page
+        if not (page is None or isinstance(page, str) or callable(page)):
+            raise TypeError(f"ambiguous_commit_page is a function or its dotted path, not {page!r}")
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:

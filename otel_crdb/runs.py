@@ -286,10 +286,10 @@ def refuse_open_blocks(wrapper: Any) -> bool:
         if all(block._from_testcase for block in wrapper.atomic_blocks):
             return True
         raise RuntimeError(
-            f"run_transaction() was called within an atomic block on {wrapper.alias!r}. CockroachDB gives up "
-            "the whole transaction, so only the whole can be run again: call run_transaction() "
-            "outside, with all that belongs together in its function. With ATOMIC_REQUESTS, mark the view "
-            "@transaction.non_atomic_requests."
+            "run_transaction() or a view that is retried was called within an atomic block on "
+            f"{wrapper.alias!r}. CockroachDB gives up the whole transaction, so only the whole can be run "
+            "again: call it outside, with all that belongs together in its function. With ATOMIC_REQUESTS, "
+            "mark the view @transaction.non_atomic_requests, or have it retried itself (@retry_view)."
         )
     if wrapper.connection is not None and not wrapper.autocommit:
         raise RuntimeError(

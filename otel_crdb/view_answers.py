@@ -7,6 +7,7 @@ After the application's own ``process_exception``, and in place of the 500 that 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from django.http import HttpRequest
 
     from .policy import ViewPolicy
+
+logger = logging.getLogger(__name__)
 
 #: The template of the page; where there is none, the words below.
 TEMPLATE = "503.html"
@@ -42,7 +45,7 @@ def expect(request: HttpRequest, error: BaseException, policy: ViewPolicy) -> No
 
 def answer(request: HttpRequest, exception: BaseException) -> HttpResponse | None:
     """Return the response for an exception, None for one that is not a retried view's last word."""
-    refused: tuple[BaseException, ViewPolicy] | None = getattr(request, REFUSED, None)
+    refused: tuple[BaseException, ViewPolicy] | None = vars(request).pop(REFUSED, None)
     if refused is None or refused[0] is not exception:
         return None
     error, policy = refused
@@ -64,6 +67,9 @@ def _unavailable(request: HttpRequest, policy: ViewPolicy) -> HttpResponse:
     try:
         page = loader.get_template(TEMPLATE).render(None, request)
     except TemplateDoesNotExist:
+        page = PAGE
+    except Exception:
+        logger.exception("otel_crdb: %s could not be rendered; plain words stand in for it.", TEMPLATE)
         page = PAGE
     seconds = max(1, math.ceil(policy.backoff_cap))
     return HttpResponse(page, status=503, headers={"Retry-After": str(seconds)})

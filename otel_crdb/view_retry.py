@@ -11,6 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
@@ -24,7 +25,7 @@ from .attempts import AttemptBlock
 from .bystanders import Bystanders
 from .errors import Classification
 from .hooks import Hook
-from .policy import ViewPolicy
+from .policy import RetriesExhaustedError, ViewPolicy
 from .request_state import RequestState, read_body
 from .retry import adrive, drive
 from .runs import Obstacle, Run, name_of
@@ -35,29 +36,55 @@ if TYPE_CHECKING:
 View = TypeVar("View", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A view that is called for a request."""
+
+    view: Callable[..., Any]
+    request: HttpRequest
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    #: The instance whose method the view is, None for a function.
+    owner: Any
+    #: Aliases that the view is marked as non-atomic for.
+    exempt: Collection[str]
+
+    @property
+    def changeable(self) -> tuple[Any, ...]:
+        """What an attempt may change, beside the request."""
+        return (*self.args, *self.kwargs.values(), self.owner)
+
+
 class ViewRun(Run):
     """One request's view, run as often as its transaction has to be."""
 
     policy: ViewPolicy
 
-    def __init__(self, view: Callable[..., Any], arguments: tuple[Any, ...], policy: ViewPolicy) -> None:
-        super().__init__(view, arguments, policy)
-        request = arguments[0]
+    def __init__(self, call: Call, policy: ViewPolicy) -> None:
+        view = call.view
+        for alias in _atomic_aliases(call.exempt):
+            if alias != policy.using:
+                view = transaction.atomic(using=alias)(view)
+        super().__init__(functools.partial(view, **call.kwargs), (call.request, *call.args), policy)
         if policy.buffer_body:
-            read_body(request)
-        self._request = request
-        self._state = RequestState(request, policy.using)
+            read_body(call.request)
+        self._request = call.request
+        #: None where it could not be noted.
+        self._state: RequestState | None = STATE.run(call.request, call.changeable, policy.using)
         self._bystanders = Bystanders(policy.using)
         self._response: Any = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._state.release()
         if error is not None:
             self._discard_response()
+            if isinstance(self.last_word, RetriesExhaustedError):
+                self._put_back()  # nothing was applied, and no message or session is to say otherwise
             if self.last_word is error:
                 view_answers.expect(self._request, self.last_word, self.policy)
+        if self._state is not None:
+            self._state.release()
         retry_telemetry.view_ended(self)
         super().__exit__(kind, error, trace)
 
@@ -69,8 +96,13 @@ class ViewRun(Run):
     def _before_retry(self) -> None:
         if self.attempts:
             self._discard_response()
-            self._state.put_back()
+            if not self._put_back():
+                raise self.attempts[-1].error
         super()._before_retry()
+
+    def _put_back(self) -> bool:
+        """Put the request's state back; whether that could be done."""
+        return self._state is not None and PUT_BACK.run(self._state) is True
 
     def _insists(self, failure: Classification | None) -> bool:
         """Let a view that dealt with an error itself have its way, unless the error calls for a retry."""
@@ -80,8 +112,10 @@ class ViewRun(Run):
         changed = self._bystanders.changed()
         if changed is not None and not self.policy.idempotent:
             return Obstacle(f"it has changed {changed!r}, which a ROLLBACK does not undo", applied=True)
-        words = self._state.obstacle()
-        return Obstacle(words, applied=False) if words is not None else super()._obstacle(block)
+        words = None if self._state is None else OBSTACLE.run(self._state)
+        if words is None:
+            words = "what it has changed on the request is not known"
+        return Obstacle(words, applied=False) if words else super()._obstacle(block)
 
     def _discard_response(self) -> None:
         """Close what the response of an attempt that came to nothing holds open.
@@ -132,48 +166,45 @@ def retry_view(view: Any = None, /, **options: Any) -> Any:
 
 def _decorated(view: Callable[..., Any], policy: ViewPolicy) -> Callable[..., Any]:
     """Return the view with its retry around it, which no ``ATOMIC_REQUESTS`` is to surround."""
+    if not callable(view):
+        raise TypeError(f"retry_view is for views, which are called with a request, not for {view!r}")
     exempt = frozenset(getattr(view, "_non_atomic_requests", ()))
+    owner = _owner_of(view)
+    asynchronous = iscoroutinefunction(view) or (
+        getattr(view, "__name__", "") == "dispatch"
+        and getattr(owner, "view_is_async", False)  # plain, and returns a coroutine
+    )
     if policy.name is None:
         policy = dataclasses.replace(policy, name=name_of(view))
-    retried = _retried_async if iscoroutinefunction(view) else _retried
-    chosen: Any = functools.wraps(view)(retried(view, policy, exempt))
+
+    def run_of(function: Callable[..., Any], request: HttpRequest, args: Any, kwargs: Any) -> ViewRun:
+        if not isinstance(request, HttpRequest):
+            raise TypeError(
+                f"retry_view is for views, whose first argument is the request, not {type(request).__name__}."
+                ' On a class: @method_decorator(retry_view, name="dispatch").'
+            )
+        view_answers.ensure()
+        return ViewRun(Call(function, request, args, kwargs, owner, exempt), policy)
+
+    def retried(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        return drive(run_of(view, request, args, kwargs))
+
+    async def retried_async(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            return await view(*args, **kwargs)
+
+        return await adrive(run_of(async_to_sync(awaited), request, args, kwargs))
+
+    chosen: Any = functools.wraps(view)(retried_async if asynchronous else retried)
     chosen._non_atomic_requests = set(connections)
     return chosen  # type: ignore[no-any-return]
 
 
-def _retried(view: Callable[..., Any], policy: ViewPolicy, exempt: Collection[str]) -> Callable[..., Any]:
-    def retried(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        return drive(_run_of(view, (request, *args), kwargs, policy, exempt))
-
-    return retried
-
-
-def _retried_async(
-    view: Callable[..., Any], policy: ViewPolicy, exempt: Collection[str]
-) -> Callable[..., Any]:
-    async def retried(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        return await adrive(_run_of(async_to_sync(view), (request, *args), kwargs, policy, exempt))
-
-    return retried
-
-
-def _run_of(
-    view: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    policy: ViewPolicy,
-    exempt: Collection[str],
-) -> ViewRun:
-    if not isinstance(args[0], HttpRequest):
-        raise TypeError(
-            f"retry_view is for views, whose first argument is the request, not {type(args[0]).__name__}. "
-            'On a class: @method_decorator(retry_view, name="dispatch").'
-        )
-    view_answers.ensure()
-    for alias in _atomic_aliases(exempt):
-        if alias != policy.using:
-            view = transaction.atomic(using=alias)(view)
-    return ViewRun(functools.partial(view, **kwargs), args, policy)
+def _owner_of(view: Any) -> Any:
+    """Return the instance whose method a view is, where ``method_decorator`` has made it; else None."""
+    while isinstance(view, functools.partial) or hasattr(view, "__wrapped__"):
+        view = view.func if isinstance(view, functools.partial) else view.__wrapped__
+    return getattr(view, "__self__", None)
 
 
 def _atomic_aliases(exempt: Collection[str]) -> list[str]:
@@ -227,4 +258,7 @@ def _retried_atomic_view(view: Callable[..., Any], policy: ViewPolicy) -> Callab
     return _decorated(view, policy)
 
 
+STATE = Hook("retry_view.state", RequestState)
+PUT_BACK = Hook("retry_view.put_back", lambda state: state.put_back() is None)
+OBSTACLE = Hook("retry_view.obstacle", lambda state: state.obstacle() or "")
 ATOMIC_VIEW = Hook("BaseHandler.make_view_atomic", _retried_atomic_view)

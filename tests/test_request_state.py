@@ -4,6 +4,7 @@
 import http.client
 import json
 import logging
+from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import closing
 
 import pytest
@@ -11,13 +12,13 @@ from django.contrib import messages
 from django.contrib.sessions.backends import cache as cached_sessions
 from django.core.cache import cache
 from django.core.files.storage import FileSystemStorage
-from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.files.uploadedfile import SimpleUploadedFile, UploadedFile
 from django.db import connection
-from django.http import HttpResponse, JsonResponse
-from django.test import Client
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.test import Client, RequestFactory
 from django.utils.functional import SimpleLazyObject
 
-from otel_crdb import retry, retry_view
+from otel_crdb import RetriesExhaustedError, retry, retry_view
 
 from .project.models import Account
 from .retried_views import SERIALIZATION, answering, post
@@ -195,6 +196,78 @@ def test_raw_stream_that_was_read_keeps_the_view_from_being_run_again(refused, c
     assert_kept_from_retrying(caplog, "the request's raw stream was read")
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+def test_raw_stream_that_is_read_below_a_middleware_which_asked_for_the_form(refused, caplog, method):
+    """Where a body is no form, to ask for POST reads nothing: the view's own reading counts."""
+    view, found = attempts(lambda request: request.read())
+    middleware = (f"{__name__}.reading_first",)
+    with answering(view, *middleware):
+        response = Client(raise_request_exception=False).generic(
+            method, "/view/", '{"to": "ann"}', content_type="application/json"
+        )
+    assert (response.status_code, found) == (503, [b'{"to": "ann"}'])
+    assert_kept_from_retrying(caplog, "the request's raw stream was read")
+
+
+def test_uploads_that_nobody_can_read_are_left_alone(refused):
+    """An upload that middleware has closed, or a handler has put elsewhere, changes nothing for the view."""
+    for middleware in (closing_first, taking_away):
+        view, found = attempts(lambda request: request.FILES["f"].name)
+        refused.times += 1
+        with_upload = {"f": SimpleUploadedFile("f", b"content")}
+        assert post(view, with_upload, middleware=(f"{__name__}.{middleware.__name__}",)).content == b"paid"
+        assert found == ["f"] * len(found)
+        assert len(found) >= 2
+
+
+def closing_first(get_response):
+    """Middleware that reads an upload and closes it."""
+
+    def middleware(request):
+        request.FILES["f"].close()
+        return get_response(request)
+
+    return middleware
+
+
+def taking_away(get_response):
+    """Middleware that leaves of an upload only its name, as handlers do that send it elsewhere."""
+
+    def middleware(request):
+        request.FILES["f"] = UploadedFile(file=None, name="f")
+        return get_response(request)
+
+    return middleware
+
+
+def test_what_is_set_on_an_upload_is_put_back(refused):
+    """An upload has the name and the type that it came with."""
+
+    def rename(request):
+        upload = request.FILES["f"]
+        before = (upload.name, upload.content_type)
+        upload.name, upload.content_type = "renamed", "text/changed"
+        return before
+
+    view, found = attempts(rename)
+    assert post(view, {"f": SimpleUploadedFile("f", b"x", content_type="text/csv")}).content == b"paid"
+    assert found == [("f", "text/csv")] * 2
+
+
+def test_body_of_unknown_length_is_not_read_beforehand(telemetry):
+    """A chunked body may be larger than Django would hold."""
+    found = []
+
+    @retry_view(buffer_body=True)
+    def view(request):
+        found.append(hasattr(request, "_body"))
+        return HttpResponse("seen")
+
+    view(RequestFactory().post("/", b"{}", content_type="application/json", CONTENT_LENGTH=""))
+    view(HttpRequest())
+    assert found == [False, False]
+
+
 def test_body_can_be_read_beforehand(refused):
     """With buffer_body=True a view that reads the raw stream, as REST framework's parsers do, is run again."""
     found = []
@@ -329,9 +402,9 @@ def test_new_session_key(refused, proxy, client, engine, caplog):
     view, found = attempts(log_in)
     proxy.inject(SERIALIZATION, on="commit")
     response = post(view, client=client, **with_session(engine))
-    if engine in ("cache", "file"):
+    if engine in ("cache", "cached_db", "file"):
         assert (response.status_code, len(found)) == (503, 1)
-        assert_kept_from_retrying(caplog, "the session has a new key, and its store keeps no transactions")
+        assert_kept_from_retrying(caplog, "the session was saved, in a store that keeps no transactions")
     else:
         assert response.content == b"paid"
         assert found == [{"seen": True}] * 2
@@ -349,6 +422,41 @@ def test_first_session_may_be_made_by_each_attempt(refused, client):
     assert cached_sessions.SessionStore(response.cookies["sessionid"].value).exists(
         response.cookies["sessionid"].value
     )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_session_that_the_view_saves_itself(telemetry, proxy, client, engine):
+    """What an attempt has saved is never what the next one begins with."""
+    view, _ = attempts(lambda request: request.session.update({"visits": 1}))
+    assert post(view, client=client, **with_session(engine)).content == b"paid"
+
+    def count(request):
+        before = request.session["visits"]
+        request.session["visits"] += 1
+        request.session.save()
+        return before
+
+    view, found = attempts(count)
+    proxy.inject(SERIALIZATION, on="commit")
+    response = post(view, client=client, **with_session(engine))
+    if engine in ("cache", "cached_db", "file"):
+        assert (response.status_code, found) == (503, [1])
+    else:
+        assert (response.content, found) == (b"paid", [1, 1])
+
+
+def test_exhausted_request_says_nothing_of_what_was_not_done(telemetry, proxy, client):
+    """A message of an attempt that came to nothing is not shown on the next page."""
+    settings = with_session("signed_cookies")
+    settings["middleware"] += ("django.contrib.messages.middleware.MessageMiddleware",)
+    settings["settings"]["MESSAGE_STORAGE"] = "django.contrib.messages.storage.cookie.CookieStorage"
+    view, _ = attempts(lambda request: messages.info(request, "paid"))
+    proxy.inject(SERIALIZATION, on="commit", times=None)
+    assert post(view, client=client, **settings).status_code == 503
+    proxy.clear()
+    view, found = attempts(lambda request: [message.message for message in messages.get_messages(request)])
+    assert post(view, client=client, **settings).content == b"paid"
+    assert found == [[]]
 
 
 @pytest.mark.parametrize(
@@ -413,6 +521,89 @@ def test_attributes_of_the_request_are_put_back(refused):
     assert post(view, middleware=(f"{__name__}.dressing",)).content == b"paid"
     assert found[0] == (100, 100, False, [[1], [1], [1]], False, None, None, True)
     assert found == [found[0]] * 2
+
+
+def test_containers_of_every_kind_are_put_back(refused):
+    """Subclasses of the containers, those within tuples, and the view's own arguments are put back too."""
+    made = {
+        "counter": lambda: Counter(a=1),
+        "ordered": lambda: OrderedDict(b=1, a=2),
+        "default": lambda: defaultdict(list, a=[1]),
+        "deque": lambda: deque([1, 2]),
+        "bytes": lambda: bytearray(b"ab"),
+        "within": lambda: ([1], {2}),
+    }
+    kept = {name: make() for name, make in made.items()}
+    found = []
+
+    @retry_view
+    def view(request, argument, *, keyword):
+        found.append(
+            ({name: repr(value) for name, value in request.kept.items()}, dict(argument), keyword.balance)
+        )
+        kept["counter"]["a"] += 1
+        kept["ordered"]["c"] = 3
+        kept["ordered"].move_to_end("b")
+        kept["default"]["new"].append(1)
+        kept["deque"].popleft()
+        kept["bytes"].clear()
+        kept["within"][0].append(2)
+        kept["within"][1].clear()
+        argument["new"] = True
+        keyword.balance += 1
+        earn()
+
+    request = RequestFactory().post("/")
+    request.kept = kept
+    view(request, {"old": True}, keyword=Account(balance=5))
+    assert found == [({name: repr(make()) for name, make in made.items()}, {"old": True}, 5)] * 2
+
+
+def test_models_that_refer_to_each_other(refused):
+    """What refers to itself is noted once."""
+    ann, bob = Account(balance=1), Account(balance=2)
+    ann.partner, bob.partner = bob, ann
+    found = []
+
+    @retry_view
+    def view(request):
+        found.append((ann.balance, bob.balance))
+        ann.balance = bob.balance = 0
+        earn()
+
+    request = RequestFactory().post("/")
+    request.account = ann
+    view(request)
+    assert found == [(1, 2)] * 2
+
+
+def test_route_is_put_back(refused):
+    """What an attempt changes on the resolved route is not there for the next one."""
+
+    def change(request):
+        before = dict(request.resolver_match.kwargs)
+        request.resolver_match.kwargs["new"] = 1
+        return before
+
+    view, found = attempts(change)
+    assert post(view).content == b"paid"
+    assert found == [{}, {}]
+
+
+def test_state_that_cannot_be_noted_changes_no_request(telemetry, proxy, caplog):
+    """Where noting the request's state fails, the view runs as ever, and is not run again."""
+    view, found = attempts(lambda request: None)
+    request = RequestFactory().post("/")
+    nested = request.nested = []
+    for _ in range(5000):
+        nested.append([])
+        nested = nested[0]
+    assert view(request).content == b"paid"
+    proxy.inject(SERIALIZATION, on="commit")
+    with pytest.raises(RetriesExhaustedError):
+        view(request)
+    assert len(found) == 2
+    assert_kept_from_retrying(caplog, "what it has changed on the request is not known")
 
 
 def test_user_read_by_an_attempt_is_read_again(refused):

@@ -2,18 +2,23 @@
 """Views that are run again: when, how often, and what is answered in the end."""
 
 import asyncio
+import contextlib
+import io
 import logging
+import unittest
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.exceptions import PermissionDenied
 from django.core.handlers.base import BaseHandler
 from django.db import IntegrityError, OperationalError, connection, connections, transaction
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.models import F
 from django.http import Http404, HttpResponse, StreamingHttpResponse
 from django.template.response import SimpleTemplateResponse
 from django.test import RequestFactory, TestCase
 from django.utils.decorators import method_decorator
+from django.utils.functional import cached_property
 from django.views import View
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -22,7 +27,7 @@ from otel_crdb import AmbiguousCommitError, RetriesExhaustedError, retry, retry_
 
 from .project.models import Account
 from .retried_views import SERIALIZATION, apost, atomic_requests, counting, paying, post
-from .servers import earn, led_through_proxy
+from .servers import earn, led_through_proxy, needs_postgresql
 from .telemetry import Telemetry
 
 pytestmark = pytest.mark.usefixtures("accounts")
@@ -406,6 +411,35 @@ def test_page_of_exhausted_retries_is_the_projects_503_html(optioned, proxy):
     assert post(paying, settings={"TEMPLATES": templates}).content == b"Closed."
 
 
+def test_page_that_cannot_be_rendered_is_replaced_by_plain_words(optioned, proxy, caplog):
+    """A 503.html that fails, perhaps for want of the database, does not make a 500 of the answer."""
+    proxy.inject(SERIALIZATION, on="commit", times=None)
+    broken = {"503.html": "{% nonsense %}"}
+    templates = [
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", broken)]},
+        }
+    ]
+    response = post(paying, settings={"TEMPLATES": templates})
+    assert (response.status_code, response["Retry-After"]) == (503, "2")
+    assert "503.html could not be rendered" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("decorate", "said"),
+    [
+        (lambda: retry_view(3), "retry_view is for views"),
+        (lambda: retry_view(ambiguous_commit_page=3), "a function or its dotted path"),
+        (lambda: retry_view(max_attempt=3), "max_attempt"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_where_it_is_written(decorate, said):
+    """A wrong option is told at decoration, not amid an incident."""
+    with pytest.raises(TypeError, match=said):
+        decorate()
+
+
 def in_doubt(request, error):
     """The page of an ambiguous commit."""
     return HttpResponse(f"perhaps, after {len(error.attempts)}", status=202)
@@ -494,6 +528,147 @@ def test_not_run_again_where_another_alias_has_committed(telemetry, proxy, caplo
     finally:
         with connections[alias].cursor() as cursor:
             cursor.execute("DROP TABLE elsewhere")
+
+
+def execute_on_other(sql):
+    with connections["other"].cursor() as cursor:
+        cursor.execute(sql)
+
+
+def copy_to_other():
+    with connections["other"].cursor() as cursor:
+        if is_psycopg3:
+            with cursor.copy("COPY elsewhere FROM STDIN") as copy:
+                copy.write_row((1,))
+        else:
+            cursor.copy_from(io.StringIO("1\n"), "elsewhere")
+
+
+def call_on_other():
+    with connections["other"].cursor() as cursor:
+        cursor.callproc("write_elsewhere")
+
+
+def commit_behind_django(commit):
+    with contextlib.suppress(ValueError), transaction.atomic(using="other"):
+        execute_on_other("INSERT INTO elsewhere VALUES (1)")
+        commit()
+        raise ValueError
+
+
+WAYS_TO_WRITE = {
+    "insert": lambda: execute_on_other("INSERT INTO elsewhere VALUES (1)"),
+    "second statement": lambda: execute_on_other("SELECT 1; INSERT INTO elsewhere VALUES (1)"),
+    "CTE": lambda: execute_on_other(
+        "WITH made AS (INSERT INTO elsewhere VALUES (1) RETURNING n) SELECT * FROM made"
+    ),
+    "EXPLAIN ANALYZE": lambda: execute_on_other("EXPLAIN ANALYZE INSERT INTO elsewhere VALUES (1)"),
+    "function": lambda: execute_on_other("SELECT write_elsewhere()"),
+    "callproc": call_on_other,
+    "COPY": copy_to_other,
+    "COMMIT as text": lambda: commit_behind_django(lambda: execute_on_other("COMMIT")),
+    "nested transaction": lambda: run_transaction(
+        lambda: execute_on_other("INSERT INTO elsewhere VALUES (1)"), using="other"
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_WRITE)
+@pytest.mark.filterwarnings("ignore:.*there is already a transaction in progress")
+def test_every_way_to_write_to_another_alias_counts(telemetry, proxy, way):
+    """However a view writes to another alias, it is written once."""
+    needs_postgresql()
+    execute_on_other("CREATE TABLE elsewhere (n integer)")
+    execute_on_other(
+        "CREATE FUNCTION write_elsewhere() RETURNS integer LANGUAGE sql AS "
+        "'INSERT INTO elsewhere VALUES (1) RETURNING 1'"
+    )
+    try:
+
+        def writing_elsewhere(request):
+            WAYS_TO_WRITE[way]()
+            earn()
+
+        proxy.inject(SERIALIZATION, on="commit")
+        assert post(retry_view(writing_elsewhere)).status_code == 500
+        with connections["other"].cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM elsewhere")
+            assert cursor.fetchone() == (1,)
+        assert balance() == 100
+    finally:
+        connections["other"].close()
+        execute_on_other("DROP FUNCTION write_elsewhere")
+        execute_on_other("DROP TABLE elsewhere")
+
+
+READING = [
+    "SELECT 1",
+    "SELECT count(*) FROM account",
+    "SELECT * FROM account FOR UPDATE",
+    "SELECT 'INSERT INTO account; UPDATE' FROM account",
+    "SHOW search_path",
+    "SET application_name = 'reader'",
+]
+
+
+@pytest.mark.parametrize("sql", READING)
+def test_reading_another_alias_counts_for_nothing(telemetry, proxy, sql):
+    """Statements that only read, lock or set leave nothing behind."""
+
+    def reading_elsewhere(request):
+        execute_on_other(sql)
+        earn()
+        return HttpResponse("paid")
+
+    proxy.inject(SERIALIZATION, on="commit")
+    assert post(retry_view(reading_elsewhere)).content == b"paid"
+
+
+def test_retried_view_within_another_on_another_alias(telemetry, proxy):
+    """A retried view that calls one on another alias works, and is not repeated after what that has committed."""
+
+    @retry_view(using="other")
+    def inner(request):
+        Account.objects.using("other").filter(email="b@example.com").update(balance=F("balance") + 1)
+
+    def outer(request):
+        inner(request)
+        earn()
+        return HttpResponse("paid")
+
+    assert post(retry_view(outer)).content == b"paid"
+    proxy.inject(SERIALIZATION, on="commit")
+    assert post(retry_view(outer)).status_code == 500
+    assert balance() == 101
+    assert Account.objects.get(email="b@example.com").balance == 102
+
+
+def test_alias_whose_backend_is_not_installed_is_none_that_is_written(telemetry, proxy):
+    """A view does not fail for an alias that nobody here can use."""
+    proxy.inject(SERIALIZATION, on="commit")
+    with pytest.MonkeyPatch.context() as patch:
+        legacy = {**connections.settings["sqlite"], "ENGINE": "nowhere.legacy"}
+        patch.setitem(connections.settings, "legacy", legacy)
+        assert post(retry_view(paying)).content == b"paid"
+
+
+def test_methods_of_an_instance_begin_anew(telemetry, proxy):
+    """What an attempt has kept on a view's instance is not there for the next one."""
+
+    @method_decorator(retry_view, name="post")
+    class Pay(View):
+        @cached_property
+        def account(self):
+            return Account.objects.get(email="a@example.com")
+
+        def post(self, request):
+            self.account.balance += 1
+            self.account.save()
+            return HttpResponse("paid")
+
+    proxy.inject(SERIALIZATION, on="commit", times=2)
+    assert post(Pay.as_view()).content == b"paid"
+    assert balance() == 101
 
 
 def test_run_again_where_another_alias_was_only_read(telemetry, proxy):
@@ -623,6 +798,25 @@ def test_response_of_an_attempt_that_came_to_nothing_is_closed(telemetry, proxy)
     assert closed == [1, 2, 3]
 
 
+def test_in_djangos_testcase_other_aliases_are_rolled_back_with_it(telemetry, proxy):
+    """What a view writes to another alias of a TestCase stays in that case's transaction."""
+
+    def both(request):
+        Account.objects.using("other").filter(email="b@example.com").update(balance=0)
+        return paying(request)
+
+    class Case(TestCase):
+        databases = {"default", "other"}
+
+        def test(self):
+            proxy.inject(SERIALIZATION, matching="UPDATE")
+            assert post(retry_view(both)).status_code == 503
+
+    result = unittest.TestResult()
+    unittest.TestSuite([Case("test")]).run(result)
+    assert result.wasSuccessful(), result.failures + result.errors
+
+
 def test_in_djangos_testcase_there_is_one_attempt(telemetry, proxy):
     """A TestCase's own transaction cannot be begun anew: one attempt, and the error as it ends."""
     view, calls = counting(paying)
@@ -635,11 +829,8 @@ def test_in_djangos_testcase_there_is_one_attempt(telemetry, proxy):
             assert post(retry_view(view)).status_code == 503
             assert len(calls) == 1
 
-    Case.setUpClass()
-    try:
-        result = Case("test").run()
-    finally:
-        Case.tearDownClass()
+    result = unittest.TestResult()
+    unittest.TestSuite([Case("test")]).run(result)
     assert result.wasSuccessful(), result.failures + result.errors
 
 
@@ -675,6 +866,25 @@ def test_asynchronous_view_is_run_again(telemetry, proxy):
         "COMMIT",
     ]
     assert {len(telemetry.children(span)) for span in attempts} == {4}
+
+
+@pytest.mark.parametrize("way", ["dispatch", "post", "as_view"])
+def test_asynchronous_class(telemetry, proxy, way):
+    """An async class's view is run again, however it was decorated."""
+
+    class Pay(View):
+        async def post(self, request):
+            await Account.objects.filter(email="a@example.com").aupdate(balance=F("balance") + 1)
+            return HttpResponse("paid")
+
+    proxy.inject(SERIALIZATION, on="commit")
+    view = (
+        retry_view(Pay.as_view())
+        if way == "as_view"
+        else method_decorator(retry_view, name=way)(Pay).as_view()
+    )
+    assert asyncio.run(apost(view)).content == b"paid"
+    assert balance() == 101
 
 
 def test_asynchronous_view_under_the_synchronous_handler(telemetry, proxy):
