@@ -121,7 +121,9 @@ class AttemptBlock:
                 record.committed_within |= record.phase is Phase.STATEMENT_SENT
         if not lost:
             return
-        if not self._insists(None if record is None else record.failure):
+        marked = wrapper.needs_rollback and not wrapper.closed_in_transaction
+        dealt_with = marked or (record is not None and record.error is not None)
+        if dealt_with and not self._insists(None if record is None else record.failure):
             self._given_way = True
             return
         if record is None or record.error is None:

@@ -114,6 +114,15 @@ class _Watch:
 
         return watched
 
+    def rolling_back(self, roll_back: Callable[[], None]) -> Callable[[], None]:
+        """Return ``_rollback``, watched."""
+
+        def watched() -> None:
+            roll_back()
+            self._written = False
+
+        return watched
+
     def making(self, make: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Return ``make_cursor`` or ``make_debug_cursor``, whose cursors tell of what passes us by."""
 
@@ -161,6 +170,7 @@ def _watched(wrapper: Any) -> Iterator[_Watch]:
     before = dict(vars(wrapper))  # a view within a view watches what is watched already
     own = {
         "_commit": watch.committing(wrapper._commit),
+        "_rollback": watch.rolling_back(wrapper._rollback),
         "make_cursor": watch.making(wrapper.make_cursor),
         "make_debug_cursor": watch.making(wrapper.make_debug_cursor),
     }

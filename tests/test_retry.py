@@ -431,7 +431,7 @@ def test_memory_is_tried_twice_at_the_most(telemetry, naps):
 
 def test_refused_within_a_block(telemetry):
     """Within an atomic block only the whole could be run again: refused, with what to do instead."""
-    with transaction.atomic(), pytest.raises(RuntimeError, match="call run_transaction\\(\\) outside"):
+    with transaction.atomic(), pytest.raises(RuntimeError, match="call it outside"):
         run_transaction(earn)
     transaction.set_autocommit(False)
     try:
