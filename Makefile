@@ -10,7 +10,7 @@ LOCK := locks/django-$(DJANGO).txt
 READY := $(VENV)/.ready-$(DJANGO)
 BIN := $(VENV)/bin
 
-.PHONY: demo test django-suite lint lock clean
+.PHONY: demo test django-suite model soak lint lock clean
 
 demo: $(READY)
 	$(BIN)/python -m demo
@@ -24,6 +24,17 @@ test: $(READY)
 django-suite: $(READY)
 	$(BIN)/python tests/django_suite.py $(PACKAGES)
 	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python tests/django_suite.py $(PACKAGES)
+
+# Transfers under any faults, by the thousand, from a seed that is printed; OTEL_CRDB_MODEL_SEED gives one.
+EXAMPLES ?= 5000
+MODEL := -m pytest --show-capture=no -k any_transfer tests/test_model.py
+model: $(READY)
+	OTEL_CRDB_MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python $(MODEL)
+	OTEL_CRDB_TEST_DRIVER=psycopg2 OTEL_CRDB_MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python $(MODEL)
+
+# Many transactions amid faults, and proof from both ends that nothing is lost: docs/soak.md.
+soak: $(READY)
+	$(BIN)/python -m soak $(SOAK_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -50,4 +61,4 @@ locks/django-%.txt:
 		--generate-hashes --no-emit-index-url --no-header --constraints - --output-file $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) soak-report build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

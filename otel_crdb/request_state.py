@@ -32,10 +32,7 @@ from django.views import View
 PutBack = Callable[[], None]
 
 #: Objects that are what their attributes are.
-PLAIN_OBJECTS = (
-    *(BaseStorage, LazyObject, Model, ModelState, MultiValueDict, ResolverMatch, SessionBase, UploadedFile),
-    View,
-)
+PLAIN_OBJECTS = (BaseStorage, LazyObject, Model, ModelState, MultiValueDict, SessionBase, UploadedFile, View)
 #: What holds nothing that could be changed.
 ATOMS = frozenset({bool, bytes, float, int, str, type(None)})
 #: The methods of a session that change its store.
@@ -51,8 +48,8 @@ class RequestState:
         self._request = request
         self._using = using
         read = _is_read_raw(request)
+        #: An upload, whose stream was read to parse it.
         self._parsed_before = read and "_files" in vars(request)
-        self._read_before = read and not self._parsed_before
         #: What an attempt has parsed of an upload: its fields and its files.
         self._parsed: tuple[Any, Any] | None = None
         self._own_handlers = False
@@ -65,10 +62,13 @@ class RequestState:
             for name in SAVING:
                 if hasattr(self._session, name):
                     setattr(self._session, name, self._noting_save(getattr(self._session, name)))
-        self._kept = Kept()
-        self._kept.attributes(vars(request))
-        self._kept.all(arguments)
-        self._kept_of_parsed = Kept()
+        self._kept, self._kept_of_parsed = Kept(), Kept()
+        try:
+            self._kept.attributes(vars(request))
+            self._kept.all(arguments)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Leave the request to itself."""
@@ -92,7 +92,7 @@ class RequestState:
     def obstacle(self) -> str | None:
         """Return what of an attempt's doings cannot be put back; None where all of them can."""
         parsed = self._parsed_before or self._parsed is not None
-        if self._read_before or (_is_read_raw(self._request) and not parsed):
+        if _is_read_raw(self._request) and not parsed:
             return "the request's raw stream was read"
         if self._own_handlers:
             return "the view has set upload handlers of its own"
@@ -133,8 +133,19 @@ class RequestState:
         return noted
 
 
+def _same(kept: dict[Any, Any], items: dict[Any, Any]) -> bool:
+    """Whether a dict holds the very objects that it held, in their order."""
+    return len(kept) == len(items) and all(
+        key == before and value is held
+        for (key, value), (before, held) in zip(dict.items(kept), items.items(), strict=True)
+    )
+
+
 class Kept:
-    """Values that can be changed, with what they held."""
+    """Values that can be changed, with what they held.
+
+    Only what differs is put back: a value may be one that all threads share.
+    """
 
     def __init__(self) -> None:
         #: Uploads that can be read, and so can be read again.
@@ -160,8 +171,9 @@ class Kept:
         items = dict(attributes)
 
         def put_back() -> None:
-            attributes.clear()
-            attributes.update(items)
+            if not _same(attributes, items):
+                attributes.clear()
+                attributes.update(items)
 
         self._put_back.append(put_back)
         self.all(items.values())
@@ -177,28 +189,34 @@ class Kept:
             self.all(value)
         elif issubclass(kind, UploadedFile):
             self._keep_position(value)
+        elif issubclass(kind, ResolverMatch):
+            self.all((value.args, value.kwargs))  # the rest of it is every thread's
         if issubclass(kind, PLAIN_OBJECTS):
             self.attributes(object.__getattribute__(value, "__dict__"))
 
     def _keep_dict(self, kept: Any, kind: type) -> None:
         # Past what QueryDict forbids, and a MultiValueDict takes for the last of several.
         plain: Any = dict if issubclass(kind, MultiValueDict) else kind
-        items = list(dict.items(kept))
+        items = dict(dict.items(kept))
 
         def put_back() -> None:
-            plain.clear(kept)
-            for key, value in items:
-                plain.__setitem__(kept, key, value)
+            if not _same(kept, items):
+                plain.clear(kept)
+                for key, value in items.items():
+                    plain.__setitem__(kept, key, value)
 
         self._put_back.append(put_back)
-        self.all(value for _, value in items)
+        self.all(items.values())
 
     def _keep_sequence(self, kept: Any) -> None:
         items = list(kept)
 
         def put_back() -> None:
-            kept.clear()
-            kept.extend(items)
+            if len(kept) != len(items) or any(
+                each is not item for each, item in zip(kept, items, strict=True)
+            ):
+                kept.clear()
+                kept.extend(items)
 
         self._put_back.append(put_back)
         self.all(items)
@@ -207,8 +225,9 @@ class Kept:
         items = set(kept)
 
         def put_back() -> None:
-            kept.clear()
-            kept.update(items)
+            if kept != items:
+                kept.clear()
+                kept.update(items)
 
         self._put_back.append(put_back)
 

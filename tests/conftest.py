@@ -121,6 +121,19 @@ def telemetry(monkeypatch):
 
 
 @pytest.fixture
+def no_naps(monkeypatch):
+    """Back-offs are not slept, and Django does not tell of its answers."""
+    import logging
+
+    from otel_crdb import retry
+
+    monkeypatch.setattr(retry, "sleep", lambda seconds: None)
+    logging.getLogger("django.request").setLevel(logging.CRITICAL)
+    yield
+    logging.getLogger("django.request").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
 def wsgi(telemetry):
     """A real WSGI server on the instrumented application: its port."""
     from .http_servers import wsgi_server

@@ -9,6 +9,7 @@ from django.http import HttpResponse
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 
+from .project.models import Account
 from .servers import earn
 
 SERIALIZATION = "serialization_failure.RETRY_SERIALIZABLE"
@@ -62,6 +63,10 @@ def paying(request):
     """Pay one in."""
     earn()
     return HttpResponse("paid")
+
+
+def balance():
+    return Account.objects.get(email="a@example.com").balance
 
 
 def counting(view):

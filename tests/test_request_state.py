@@ -3,7 +3,6 @@
 
 import http.client
 import json
-import logging
 from collections import Counter, OrderedDict, defaultdict, deque
 from contextlib import closing
 
@@ -18,14 +17,14 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, RequestFactory
 from django.utils.functional import SimpleLazyObject
 
-from otel_crdb import RetriesExhaustedError, retry, retry_view
+from otel_crdb import RetriesExhaustedError, retry_view
 
 from .project.models import Account
 from .retried_views import SERIALIZATION, answering, post
 from .servers import earn, led_through_proxy
 
 pytestmark = [
-    pytest.mark.usefixtures("accounts"),
+    pytest.mark.usefixtures("accounts", "no_naps"),
     pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning"),
 ]
 
@@ -45,15 +44,6 @@ MULTIPART = b"".join(
     )
 )
 MULTIPART_TYPE = "multipart/form-data; boundary=edge"
-
-
-@pytest.fixture(autouse=True)
-def no_naps(monkeypatch):
-    """Back-offs are not slept."""
-    monkeypatch.setattr(retry, "sleep", lambda seconds: None)
-    logging.getLogger("django.request").setLevel(logging.CRITICAL)
-    yield
-    logging.getLogger("django.request").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
