@@ -14,7 +14,7 @@ from django.core.files.storage import FileSystemStorage
 from django.core.files.uploadedfile import SimpleUploadedFile, UploadedFile
 from django.db import connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.test import Client, RequestFactory
+from django.test import Client, RequestFactory, override_settings
 from django.utils.functional import SimpleLazyObject
 
 from otel_crdb import RetriesExhaustedError, retry_view
@@ -230,6 +230,24 @@ def taking_away(get_response):
     return middleware
 
 
+def test_upload_is_read_from_where_it_stood(refused):
+    """Where middleware has read a little, each attempt reads the rest."""
+    view, found = attempts(lambda request: request.FILES["f"].read())
+    middleware = (f"{__name__}.tasting",)
+    assert post(view, {"f": SimpleUploadedFile("f", b"content")}, middleware=middleware).content == b"paid"
+    assert found == [b"tent", b"tent"]
+
+
+def tasting(get_response):
+    """Middleware that reads the first bytes of an upload."""
+
+    def middleware(request):
+        request.FILES["f"].read(3)
+        return get_response(request)
+
+    return middleware
+
+
 def test_what_is_set_on_an_upload_is_put_back(refused):
     """An upload has the name and the type that it came with."""
 
@@ -242,6 +260,25 @@ def test_what_is_set_on_an_upload_is_put_back(refused):
     view, found = attempts(rename)
     assert post(view, {"f": SimpleUploadedFile("f", b"x", content_type="text/csv")}).content == b"paid"
     assert found == [("f", "text/csv")] * 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "started", "length", "buffered"),
+    [(None, False, "2", True), (100, True, "2", False), (100, False, "x", False), (100, False, "2", True)],
+)
+def test_body_is_read_beforehand_where_that_can_be(
+    telemetry, settings_of_uploads, limit, started, length, buffered
+):
+    """Not where its length is not known, or somebody has begun to read it."""
+    settings_of_uploads(DATA_UPLOAD_MAX_MEMORY_SIZE=limit)
+    request = RequestFactory().post("/", b"{}", content_type="application/json")
+    request.META["CONTENT_LENGTH"] = length
+    if started:
+        request.read(1)
+    retry_view(lambda request: None)(request)
+    assert not hasattr(request, "_body")
+    retry_view(buffer_body=True)(lambda request: None)(request)
+    assert hasattr(request, "_body") is buffered
 
 
 def test_body_of_unknown_length_is_not_read_beforehand(telemetry):
@@ -414,6 +451,26 @@ def test_first_session_may_be_made_by_each_attempt(refused, client):
     )
 
 
+def test_session_of_another_alias_is_not_undone(telemetry, proxy, client):
+    """Sessions that a router sends to another alias are saved for good."""
+
+    class Router:
+        def db_for_write(self, model, **hints):
+            return "other"
+
+        db_for_read = db_for_write
+
+    settings = with_session("db")
+    settings["settings"]["DATABASE_ROUTERS"] = [Router()]
+    view, _ = attempts(lambda request: request.session.update({"seen": True}))
+    with override_settings(DATABASE_ROUTERS=[Router()]):
+        assert post(view, client=client, **settings).status_code == 200
+        view, found = attempts(lambda request: request.session.cycle_key())
+        proxy.inject(SERIALIZATION, on="commit")
+        assert post(view, client=client, **settings).status_code in (500, 503)
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_session_that_the_view_saves_itself(telemetry, proxy, client, engine):
     """What an attempt has saved is never what the next one begins with."""
@@ -489,7 +546,7 @@ def test_attributes_of_the_request_are_put_back(refused):
         before = (
             request.account.balance,
             request.user.balance,
-            request.user._state.adding,
+            request.account._state.adding,
             [sorted(notes["set"]), list(notes["list"]), list(notes["dict"]["deep"])],
             hasattr(request, "new"),
             request.META.get("X_NEW"),
@@ -497,7 +554,7 @@ def test_attributes_of_the_request_are_put_back(refused):
             request.myself is notes["me"],
         )
         request.account.balance = request.user.balance = 0
-        request.user._state.adding = True
+        request.account._state.adding = True
         notes["set"].add(2)
         notes["list"].append(2)
         notes["dict"]["deep"].clear()

@@ -3,7 +3,11 @@
 
 import asyncio
 import logging
+import os
+import subprocess
+import sys
 import unittest
+from pathlib import Path
 
 import django
 import pytest
@@ -417,6 +421,66 @@ def test_page_of_exhausted_retries_is_the_projects_503_html(optioned, proxy):
     assert post(paying, settings={"TEMPLATES": templates}).content == b"Closed."
 
 
+def test_page_is_rendered_for_the_request(optioned, proxy):
+    """The page may use what context processors make of the request; Retry-After is at least a second."""
+    proxy.inject(SERIALIZATION, on="commit", times=None)
+    loaders = [("django.template.loaders.locmem.Loader", {"503.html": "{{ request.path }}"})]
+    options = {"loaders": loaders, "context_processors": ["django.template.context_processors.request"]}
+    engine = {"BACKEND": "django.template.backends.django.DjangoTemplates", "OPTIONS": options}
+    response = post(retry_view(backoff_cap=0)(paying), settings={"TEMPLATES": [engine]})
+    assert (response.content, response["Retry-After"]) == (b"/view/", "1")
+
+
+def test_error_that_follows_a_retried_views_last_word_is_its_own(telemetry, proxy):
+    """A view that calls a retried one, and raises something else where that gave up, is Django's 500."""
+
+    def calling(request):
+        try:
+            return retry_view(max_attempts=1)(paying)(request)
+        except RetriesExhaustedError:
+            raise ValueError from None
+
+    proxy.inject(SERIALIZATION, on="commit")
+    assert post(calling).status_code == 500
+
+
+FRESH = """
+import os, sys
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.project.settings")
+if os.environ.get("OTEL_CRDB_TEST_DRIVER") == "psycopg2":
+    sys.modules["psycopg"] = None
+import django; django.setup()
+from django.db import OperationalError
+from django.test import Client
+from otel_crdb import errors, retry_view
+from tests.retried_views import answering
+
+class Refused(Exception):
+    sqlstate = "40001"
+
+@retry_view(max_attempts=2, backoff_base=0)
+def refused(request):
+    raise OperationalError("restart transaction") from Refused("restart transaction")
+
+with answering(refused):
+    response = Client(raise_request_exception=False).get("/view/")
+print(response.status_code, response.headers.get("Retry-After"))
+"""
+
+
+def test_decorator_alone_is_enough():
+    """In a process without instrument() the decorated view is answered as with it."""
+    said = subprocess.run(
+        [sys.executable, "-c", FRESH],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert said.stdout == "503 2\n", said.stderr
+
+
 def test_page_that_cannot_be_rendered_is_replaced_by_plain_words(optioned, proxy, caplog):
     """A 503.html that fails, perhaps for want of the database, does not make a 500 of the answer."""
     proxy.inject(SERIALIZATION, on="commit", times=None)
@@ -544,6 +608,19 @@ def test_not_run_again_after_a_schema_change(telemetry, proxy, caplog):
     assert "CockroachDB commits what came before a schema change" in caplog.text
 
 
+def test_idempotent_view_is_run_again_after_a_schema_change(telemetry, proxy):
+    """A view that says it is idempotent may change the schema twice."""
+
+    def changing(request):
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE IF NOT EXISTS changed (n integer)")
+            cursor.execute("DROP TABLE changed")
+        return paying(request)
+
+    proxy.inject(SERIALIZATION, on="commit")
+    assert post(retry_view(idempotent=True)(changing)).content == b"paid"
+
+
 def test_streaming_body_is_not_part_of_the_view(telemetry, proxy):
     """Once a response has begun nothing is run again: what its body queries is outside of the view."""
 
@@ -584,6 +661,26 @@ def test_response_of_an_attempt_that_came_to_nothing_is_closed(telemetry, proxy)
     assert closed == [1, 2]
     response.close()
     assert closed == [1, 2, 3]
+
+
+@pytest.mark.parametrize("fault", [SERIALIZATION, "lost_commit"])
+def test_response_of_the_last_attempt_is_closed_too(telemetry, proxy, fault):
+    """What an exhausted or a doubtful view would have sent is let go of, also where closing it fails."""
+    closed = []
+
+    class Body(list):
+        def close(self):
+            closed.append(1)
+            raise ValueError
+
+    def streaming(request):
+        earn()
+        return StreamingHttpResponse(Body())
+
+    view, calls = counting(streaming)
+    proxy.inject(fault, on="commit", times=2)
+    post(retry_view(max_attempts=2)(view))
+    assert len(closed) == len(calls) > 0
 
 
 def test_in_djangos_testcase_other_aliases_are_rolled_back_with_it(telemetry, proxy):
@@ -737,6 +834,26 @@ def test_request_span_tells_attempts_reasons_and_route(optioned, proxy):
     logical = optioned.one(f"run_transaction {paying.__module__}.paying")
     assert logical.attributes["cockroachdb.txn.attempts"] == 3
     assert logical.parent.span_id == span.context.span_id
+
+
+def test_name_is_the_views_or_the_one_that_is_given(telemetry):
+    """The transaction is named after the view, or as @retry_view(name=…) says."""
+    post(retry_view(paying))
+    post(retry_view(name="pay")(paying))
+    names = [span.name for span in telemetry.spans if span.name.startswith("run_transaction")]
+    assert names == [f"run_transaction {paying.__module__}.paying", "run_transaction pay"]
+
+
+def test_refusal_that_is_not_run_again_is_told_as_failed(telemetry, proxy):
+    """What might be run again and must not is a failure in the end."""
+
+    def writing_elsewhere(request):
+        Account.objects.using("other").filter(email="b@example.com").update(balance=0)
+        return paying(request)
+
+    proxy.inject(SERIALIZATION, on="commit")
+    post(retry_view(name="pay")(writing_elsewhere))
+    assert telemetry.one("run_transaction pay").attributes["cockroachdb.txn.outcome"] == "failed"
 
 
 def test_request_of_one_attempt_says_so(optioned, proxy):
