@@ -11,13 +11,13 @@ nor what the server makes of it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from . import facts, semconv, signals
 from .sqlmodes import ISOLATION_LEVEL, PRIORITY, READ_ONLY, setting
-from .state import Phase
+from .state import Characteristics, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,18 +33,6 @@ ATTRIBUTES = {
 }
 #: psycopg2's own numbers; psycopg 3 and Django name theirs.
 LEVELS_OF_PSYCOPG2 = {1: "read committed", 2: "repeatable read", 3: "serializable", 4: "read uncommitted"}
-
-
-@dataclass(slots=True)
-class Characteristics:
-    """What is known of one transaction; a value of None is not known any more."""
-
-    known: dict[str, Value] = field(default_factory=dict)
-    #: What of it was said after a savepoint: going back to one may undo it.
-    in_savepoint: set[str] = field(default_factory=set)
-    #: What it said of the session's later transactions: theirs once it is committed.
-    session: dict[str, Value] = field(default_factory=dict)
-    forgets: bool = False
 
 
 @dataclass(slots=True)

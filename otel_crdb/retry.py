@@ -30,6 +30,8 @@ T = TypeVar("T")
 
 #: How a back-off is slept through.
 sleep = time.sleep
+#: The same in asynchronous code.
+asleep = asyncio.sleep
 
 
 def run_transaction(fn: Callable[..., T], /, *args: Any, **options: Any) -> T:
@@ -88,7 +90,7 @@ async def adrive(run: Run) -> Any:
             step = await _to_its_end(run)
             if isinstance(step, Committed):
                 return step.result
-            await asyncio.sleep(step)
+            await asleep(step)
 
 
 async def _to_its_end(run: Run) -> Committed | float:

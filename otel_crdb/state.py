@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from .characteristics import Characteristics
     from .errors import Classification
     from .facts import Facts
     from .signals import Signals
+    from .sqlmodes import Value
 
 #: The attribute of a ``DatabaseWrapper`` that holds its :class:`ConnectionRecord`.
 RECORD = "_otel_crdb"
@@ -52,6 +52,18 @@ def new_transaction_id() -> str:
     return (
         f"{milliseconds << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & (1 << 62) - 1:032x}"
     )
+
+
+@dataclass(slots=True)
+class Characteristics:
+    """What is known of one transaction; a value of None is not known any more."""
+
+    known: dict[str, Value] = field(default_factory=dict)
+    #: What of it was said after a savepoint: going back to one may undo it.
+    in_savepoint: set[str] = field(default_factory=set)
+    #: What it said of the session's later transactions: theirs once it is committed.
+    session: dict[str, Value] = field(default_factory=dict)
+    forgets: bool = False
 
 
 @dataclass(slots=True)

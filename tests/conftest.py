@@ -121,13 +121,25 @@ def telemetry(monkeypatch):
 
 
 @pytest.fixture
-def no_naps(monkeypatch):
-    """Back-offs are not slept, and Django does not tell of its answers."""
-    import logging
-
+def naps(monkeypatch):
+    """The back-offs that were asked for; none of them is slept."""
     from otel_crdb import retry
 
-    monkeypatch.setattr(retry, "sleep", lambda seconds: None)
+    asked = []
+    monkeypatch.setattr(retry, "sleep", asked.append)
+
+    async def nap(seconds):
+        asked.append(seconds)
+
+    monkeypatch.setattr(retry, "asleep", nap)
+    return asked
+
+
+@pytest.fixture
+def quiet_requests():
+    """Django does not log what it answers."""
+    import logging
+
     logging.getLogger("django.request").setLevel(logging.CRITICAL)
     yield
     logging.getLogger("django.request").setLevel(logging.NOTSET)

@@ -19,7 +19,7 @@ from .retried_views import SERIALIZATION, atomic_requests, balance, counting, pa
 from .servers import earn, led_through_proxy, needs_postgresql
 from .telemetry import Telemetry
 
-pytestmark = pytest.mark.usefixtures("accounts", "no_naps")
+pytestmark = pytest.mark.usefixtures("accounts", "naps", "quiet_requests")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from .retried_views import SERIALIZATION, answering, post
 from .servers import earn, led_through_proxy
 
 pytestmark = [
-    pytest.mark.usefixtures("accounts", "no_naps"),
+    pytest.mark.usefixtures("accounts", "naps", "quiet_requests"),
     pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning"),
 ]
 

@@ -47,20 +47,7 @@ from .servers import (
     needs_postgresql,
 )
 
-pytestmark = pytest.mark.usefixtures("accounts")
-
-
-@pytest.fixture(autouse=True)
-def naps(monkeypatch):
-    """The back-offs that were asked for; none of them is slept."""
-    asked = []
-    monkeypatch.setattr(retry, "sleep", asked.append)
-
-    async def nap(seconds):
-        asked.append(seconds)
-
-    monkeypatch.setattr(retry.asyncio, "sleep", nap)
-    return asked
+pytestmark = pytest.mark.usefixtures("accounts", "naps")
 
 
 def balance(name="a"):

@@ -25,29 +25,14 @@ from django.views import View
 from opentelemetry.trace import SpanKind, StatusCode
 
 import otel_crdb
-from otel_crdb import AmbiguousCommitError, RetriesExhaustedError, retry, retry_view, run_transaction
+from otel_crdb import AmbiguousCommitError, RetriesExhaustedError, retry_view, run_transaction
 
 from .project.models import Account
 from .retried_views import SERIALIZATION, apost, atomic_requests, balance, counting, paying, post
 from .servers import earn, led_through_proxy
 from .telemetry import Telemetry
 
-pytestmark = pytest.mark.usefixtures("accounts")
-
-
-@pytest.fixture(autouse=True)
-def naps(monkeypatch):
-    """The back-offs that were asked for; none of them is slept."""
-    asked = []
-    monkeypatch.setattr(retry, "sleep", asked.append)
-
-    async def nap(seconds):
-        asked.append(seconds)
-
-    monkeypatch.setattr(retry.asyncio, "sleep", nap)
-    logging.getLogger("django.request").setLevel(logging.CRITICAL)
-    yield asked
-    logging.getLogger("django.request").setLevel(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("accounts", "naps", "quiet_requests")
 
 
 @pytest.fixture
