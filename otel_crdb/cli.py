@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     proxy.add_argument("upstream", metavar="UPSTREAM_URL", help="postgresql://…, or: embedded")
     proxy.add_argument("--listen", type=_address, default=LISTEN, metavar="127.0.0.1:26257")
     proxy.add_argument("--rules", type=Path, metavar="FILE", help="a JSON list of rules")
-    proxy.add_argument("--version", default="v26.2.0", help="what it claims to be (default: %(default)s)")
+    proxy.add_argument("--version", default="v25.4.0", help="what it claims to be (default: %(default)s)")
     proxy.add_argument("--node-id", type=int, default=1, metavar="N", help="1 to 2047 (default: 1)")
     proxy.set_defaults(run=_fault_proxy)
 

@@ -300,12 +300,13 @@ def test_a_password_is_not_told(crdb):
 
 
 def test_what_cannot_be_is_said_in_plain_words(capsys, tmp_path, crdb):
-    """A wrong URL, rules that are none, an unknown fault, a node id out of range, a port that is taken."""
+    """A wrong URL, rules that are none, an unknown fault, a node id out of range, a version, a taken port."""
     rules = tmp_path / "rules.json"
     for arguments, told in (
         (["http://somewhere"], "must look like postgresql://"),
         ([crdb.url, "--rules", str(rules)], "No such file"),
         ([crdb.url, "--node-id", "4000"], "node_id must be from 1 to 2047"),
+        ([crdb.url, "--version", "26.2"], "version must be like v25.4.0, not '26.2'"),
     ):
         assert cli.main(["fault-proxy", *arguments]) == 2
         error = capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import re
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,7 +44,8 @@ class FaultProxy:
     `otel-crdb fault-proxy`, which is a process.
 
     Without rules every message passes as it is. A context manager: it listens from the beginning of the block
-    to its end. Raises OSError when it cannot listen, ServerError for a URL that is none.
+    to its end. Raises OSError when it cannot listen, ServerError for a URL that is none, ValueError for a
+    version that is none.
     """
 
     def __init__(
@@ -55,6 +57,8 @@ class FaultProxy:
         node_id: int = 1,
         port: int = 0,
     ) -> None:
+        if not re.match(r"v\d+\.\d+\.\d+", version):
+            raise ValueError(f"version must be like v25.4.0, not {version!r}")
         self.upstream = server_at(upstream) if isinstance(upstream, str) else upstream
         claim = self.upstream.crdb_version or (
             f"CockroachDB CCL {version} (x86_64-pc-linux-gnu, played by otel_crdb.testing)"
