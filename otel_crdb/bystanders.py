@@ -67,6 +67,10 @@ class Bystanders:
         """Return the alias on which the attempt has left something that outlives it, None where none is."""
         return next((watch.alias for watch in self._watches if watch.lasting), None)
 
+    def in_doubt(self) -> bool:
+        """Whether a COMMIT of the attempt on one of them has no answer."""
+        return any(watch.doubtful for watch in self._watches)
+
     def _wrappers(self) -> Iterator[Any]:
         for alias in connections:
             if alias != self._using:
@@ -83,6 +87,8 @@ class _Watch:
         self.alias: str = wrapper.alias
         #: Something was written that a ROLLBACK of the attempt does not take back.
         self.lasting = False
+        #: A COMMIT was sent, and its answer is unknown.
+        self.doubtful = False
         self._wrapper = wrapper
         #: A transaction that outlives the attempt; a TestCase's own is rolled back with all else.
         self._open_before = (
@@ -118,7 +124,8 @@ class _Watch:
             try:
                 commit()
             except Exception as error:
-                self.lasting |= self._written and _in_doubt(error, "commit")
+                self.doubtful |= self._written and _in_doubt(error, "commit")
+                self.lasting |= self.doubtful
                 raise
             self.lasting |= self._written
 

@@ -180,7 +180,7 @@ class Run:
             return None
         failure = self._repeatable(block, ended)
         if failure is None or not isinstance(error, Exception):
-            if ended.outcome == outcomes.AMBIGUOUS or self._may_have_been_applied():
+            if self._in_doubt(ended):
                 self.outcome = outcomes.AMBIGUOUS
                 if isinstance(error, Exception):
                     self._give_up_in_doubt(error, ended)
@@ -221,6 +221,10 @@ class Run:
             return Obstacle("CockroachDB commits what came before a schema change", applied=True)
         return None
 
+    def _in_doubt(self, ended: Ended) -> bool:
+        """Whether this attempt, or one before it, may have been applied."""
+        return ended.outcome == outcomes.AMBIGUOUS or self._may_have_been_applied()
+
     def _may_have_been_applied(self) -> bool:
         """Whether an earlier attempt is in doubt: later ones that were refused do not undo it."""
         return any(attempt.outcome == outcomes.AMBIGUOUS for attempt in self.attempts)
@@ -239,7 +243,7 @@ class Run:
     def _give_up(
         self, error: Exception, failure: Classification, ended: Ended, because: str = ""
     ) -> NoReturn:
-        if ended.outcome == outcomes.AMBIGUOUS or self._may_have_been_applied():
+        if self._in_doubt(ended):
             self._give_up_in_doubt(error, ended)
         self.attempts.append(Attempt(self.begun, ended.outcome, error, failure, None))
         self.outcome = outcomes.FAILED

@@ -21,7 +21,7 @@ from django.http import HttpRequest
 from django_cockroachdb.base import DatabaseWrapper
 
 from . import retry_telemetry, view_answers
-from .attempts import AttemptBlock
+from .attempts import AttemptBlock, Ended
 from .bystanders import Bystanders
 from .errors import Classification
 from .hooks import Hook
@@ -116,6 +116,10 @@ class ViewRun(Run):
         if words is None:
             words = "what it has changed on the request is not known"
         return Obstacle(words, applied=False) if words else super()._obstacle(block)
+
+    def _in_doubt(self, ended: Ended) -> bool:
+        """Whether it may have been applied, on this alias or on another."""
+        return self._bystanders.in_doubt() or super()._in_doubt(ended)
 
     def _discard_response(self) -> None:
         """Close what the response of an attempt that came to nothing holds open.

@@ -330,6 +330,25 @@ def test_doubt_on_another_alias_counts_as_written(telemetry, proxy, atomic):
     assert other_balance() == 101
 
 
+@pytest.mark.parametrize(("fault", "paid"), [("lost_commit", 0), ("lost_commit.applied", 1)])
+def test_lost_commit_of_another_atomic_alias_is_ambiguous(telemetry, proxy, fault, paid):
+    """Where ATOMIC_REQUESTS has several aliases, a lost COMMIT of any of them leaves the view in doubt."""
+
+    def both(request):
+        earn_on_other()
+        return paying(request)
+
+    view, calls = counting(both)
+    retried = retry_view(ambiguous_commit_page=lambda request, error: HttpResponse("perhaps", status=202))(
+        view
+    )
+    with led_through_proxy(proxy.server, "other") as other, atomic_requests("default", "other"):
+        other.inject(fault)
+        assert post(retried).content == b"perhaps"
+    assert len(calls) == 1
+    assert (balance(), other_balance()) == (100, 100 + paid)
+
+
 def test_write_in_a_transaction_that_was_open_before_counts(telemetry, proxy):
     """What a view writes in somebody else's open transaction is not undone with the view."""
 
