@@ -18,15 +18,15 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from . import errors, statements
-from .cursors import text_of
+from .cursors import COMMITS, HANDED_THROUGH, text_of
 
 #: Statements that leave nothing behind; anything else may.
 READING = frozenset(
     {"BEGIN", "DECLARE", "EXPLAIN", "FETCH", "PRAGMA", "RELEASE", "ROLLBACK", "SAVEPOINT", "SELECT", "SET"}
     | {"SHOW", "START", "TABLE", "VALUES"}
 )
-#: COMMIT, as text instead of by ``commit()``.
-COMMITS = frozenset({"COMMIT", "END", "PREPARE"})
+#: After them what was written before stays, whatever becomes of the block.
+ENDING = COMMITS | {"PREPARE"}
 #: What may write although the text begins like one that reads: a second statement, a CTE, SELECT INTO,
 #: EXPLAIN ANALYZE, the cut end of a long text. A lock (FOR UPDATE) is none.
 MAY_WRITE = re.compile(
@@ -46,7 +46,7 @@ HARMLESS = frozenset(
     | {"pg_backend_pid", "set_config", "statement_timestamp", "transaction_timestamp", "unnest", "version"}
 )
 #: The cursor's methods that go past ``execute_wrappers``.
-PASSING_BY = frozenset({"callproc", "copy", "copy_expert", "copy_from", "copy_to", "stream"})
+PASSING_BY = frozenset({"callproc", "stream", *HANDED_THROUGH})
 
 
 class Bystanders:
@@ -74,9 +74,8 @@ class Bystanders:
     def _wrappers(self) -> Iterator[Any]:
         for alias in connections:
             if alias != self._using:
-                with suppress(
-                    ImproperlyConfigured, ImportError
-                ):  # a backend that is not there writes nothing
+                # A backend that is not installed writes nothing.
+                with suppress(ImproperlyConfigured, ImportError):
                     yield connections[alias]
 
 
@@ -107,7 +106,7 @@ class _Watch:
         except Exception as error:
             self.lasting |= writes and not self._in_transaction() and _in_doubt(error, "autocommit")
             raise
-        self.lasting |= self._written and statement.operation in COMMITS
+        self.lasting |= self._written and statement.operation in ENDING
         if writes:
             self.note_write()
         return result
@@ -193,9 +192,7 @@ def _watched(wrapper: Any) -> Iterator[_Watch]:
         "make_debug_cursor": watch.making(wrapper.make_debug_cursor),
     }
     vars(wrapper).update(own)
-    wrapper.execute_wrappers.append(
-        watch.execute
-    )  # the innermost: what the application's make of a statement
+    wrapper.execute_wrappers.append(watch.execute)  # innermost: it sees what the application's make of it
     try:
         yield watch
     finally:

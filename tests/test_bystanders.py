@@ -29,6 +29,20 @@ def proxy(crdb):
         yield proxy
 
 
+def other_balance():
+    return Account.objects.get(email="b@example.com").balance
+
+
+def earn_on_other():
+    Account.objects.using("other").filter(email="b@example.com").update(balance=F("balance") + 1)
+
+
+def paying_on_both(request):
+    """Pay one in on either alias."""
+    earn_on_other()
+    return paying(request)
+
+
 @pytest.mark.parametrize("alias", ["other", "sqlite"])
 def test_not_run_again_where_another_alias_has_committed(telemetry, proxy, caplog, alias):
     """What was written to another alias stays: a second attempt would write it twice."""
@@ -201,13 +215,7 @@ def test_run_again_where_another_alias_was_only_read(telemetry, proxy):
 @pytest.mark.parametrize("decorated", [True, False])
 def test_two_atomic_aliases_are_rolled_back_and_run_again_together(proxy, decorated):
     """With ATOMIC_REQUESTS on two aliases, a refused statement undoes both, and both are run again."""
-
-    def both(request):
-        Account.objects.using("other").filter(email="b@example.com").update(balance=F("balance") + 1)
-        earn()
-        return HttpResponse("paid")
-
-    view, calls = counting(both)
+    view, calls = counting(paying_on_both)
     proxy.inject(SERIALIZATION, matching="email.* = 'a@|UPDATE", on="statement")
     with Telemetry(retry_atomic_requests=True), atomic_requests("default", "other"):
         assert post(retry_view(view) if decorated else view).content == b"paid"
@@ -218,13 +226,7 @@ def test_two_atomic_aliases_are_rolled_back_and_run_again_together(proxy, decora
 
 def test_two_atomic_aliases_of_which_one_has_committed_are_not_run_again(proxy):
     """The other alias commits first; where the first one's COMMIT is refused then, it is too late."""
-
-    def both(request):
-        Account.objects.using("other").filter(email="b@example.com").update(balance=F("balance") + 1)
-        earn()
-        return HttpResponse("paid")
-
-    view, calls = counting(both)
+    view, calls = counting(paying_on_both)
     proxy.inject(SERIALIZATION, on="commit")
     with Telemetry(retry_atomic_requests=True), atomic_requests("default", "other"):
         assert post(view).status_code == 500
@@ -234,27 +236,13 @@ def test_two_atomic_aliases_of_which_one_has_committed_are_not_run_again(proxy):
 
 def test_two_atomic_aliases_whose_inner_commit_is_refused_are_run_again(proxy):
     """A COMMIT of the other alias that was definitely refused leaves nothing behind: both are run again."""
-
-    def both(request):
-        Account.objects.using("other").filter(email="b@example.com").update(balance=F("balance") + 1)
-        earn()
-        return HttpResponse("paid")
-
-    view, calls = counting(both)
+    view, calls = counting(paying_on_both)
     with led_through_proxy(proxy.server, "other") as other:
         other.inject(SERIALIZATION, on="commit")
         with Telemetry(retry_atomic_requests=True), atomic_requests("default", "other"):
             assert post(view).content == b"paid"
     assert len(calls) == 2
     assert (balance(), Account.objects.get(email="b@example.com").balance) == (101, 101)
-
-
-def other_balance():
-    return Account.objects.get(email="b@example.com").balance
-
-
-def earn_on_other():
-    Account.objects.using("other").filter(email="b@example.com").update(balance=F("balance") + 1)
 
 
 @pytest.mark.parametrize("sql", ["VALUES (write_elsewhere())", "SELECT * FROM write_elsewhere()"])
@@ -333,12 +321,7 @@ def test_doubt_on_another_alias_counts_as_written(telemetry, proxy, atomic):
 @pytest.mark.parametrize(("fault", "paid"), [("lost_commit", 0), ("lost_commit.applied", 1)])
 def test_lost_commit_of_another_atomic_alias_is_ambiguous(telemetry, proxy, fault, paid):
     """Where ATOMIC_REQUESTS has several aliases, a lost COMMIT of any of them leaves the view in doubt."""
-
-    def both(request):
-        earn_on_other()
-        return paying(request)
-
-    view, calls = counting(both)
+    view, calls = counting(paying_on_both)
     retried = retry_view(ambiguous_commit_page=lambda request, error: HttpResponse("perhaps", status=202))(
         view
     )
@@ -351,14 +334,9 @@ def test_lost_commit_of_another_atomic_alias_is_ambiguous(telemetry, proxy, faul
 
 def test_write_in_a_transaction_that_was_open_before_counts(telemetry, proxy):
     """What a view writes in somebody else's open transaction is not undone with the view."""
-
-    def writing(request):
-        earn_on_other()
-        return paying(request)
-
     proxy.inject(SERIALIZATION, on="commit")
     with transaction.atomic(using="other"):
-        assert post(retry_view(writing)).status_code == 500
+        assert post(retry_view(paying_on_both)).status_code == 500
     assert other_balance() == 101
 
 
