@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from . import errors, statements
-from .cursors import COMMITS, HANDED_THROUGH, text_of
+from .cursors import COMMITS, HANDED_THROUGH
 
 #: Statements that leave nothing behind; anything else may.
 READING = frozenset(
@@ -99,7 +99,7 @@ class _Watch:
 
     def execute(self, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
         """Execute a statement, as one of ``execute_wrappers``."""
-        statement = statements.describe(text_of(sql, context["cursor"].cursor))
+        statement = statements.describe(statements.text_of(sql, context["cursor"].cursor))
         writes = _may_write(statement)
         try:
             result = execute(sql, params, many, context)

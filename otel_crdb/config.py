@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of :func:`otel_crdb.instrument`: type, default, meaning, check."""
+"""The options of :func:`otel_crdb.instrument`: type, default, meaning, check.
+
+Where they are read from is in :mod:`otel_crdb.option_sources`; ``docs/options.md`` is made from this page.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from . import option_kinds
+from .option_kinds import BOOL, FUNCTION, NAMES, PATTERNS, PROVIDER, RETRIES, TEXT, Kind, one_of, whole_number
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -16,63 +21,109 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 StatementOwner = Literal["otel_crdb", "driver"]
+Exporter = Literal["otlp", "fastotel"]
 ExceptionSignal = Literal["spans", "logs", "logs/dup"]
+Function = Callable[..., Any]
+
+
+def _option(default: Any, kind: Kind, meaning: str) -> Any:
+    return field(default=default, metadata={"kind": kind, "meaning": meaning})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """What ``instrument()`` was asked for."""
 
-    #: Providers to use instead of the global ones. ``None``: the application's global provider,
-    #: or, where it has set none, one that this package sets up with OTLP exporters.
-    tracer_provider: TracerProvider | None = None
-    meter_provider: MeterProvider | None = None
-    logger_provider: LoggerProvider | None = None
-    #: Who makes the statement span where a driver instrumentation (opentelemetry-instrumentation-psycopg
-    #: and the like) is at work too: we do and it is suppressed, or it does and we stand back.
-    statement_owner: StatementOwner = "otel_crdb"
-    #: Whether ``cockroachdb.node.id`` is read from the backend's key. Switch it off behind a pooler
-    #: that announces ``crdb_version`` but invents that key.
-    node_id: bool = True
-    #: Longest ``db.query.text``, in characters, at most 4096.
-    query_text_limit: int = 4096
-
-    #: Whether views that ``ATOMIC_REQUESTS`` makes atomic are run again where their transaction was refused:
-    #: no, yes, or options of :func:`otel_crdb.retry_view`.
-    retry_atomic_requests: bool | Mapping[str, Any] = False
+    tracer_provider: TracerProvider | None = _option(
+        None,
+        PROVIDER,
+        "Provider of spans to use instead of the global one. `None`: the application's global provider or, "
+        "where it has set none, one with an OTLP exporter that this package sets up.",
+    )
+    meter_provider: MeterProvider | None = _option(None, PROVIDER, "The same for metrics.")
+    logger_provider: LoggerProvider | None = _option(None, PROVIDER, "The same for log records.")
+    traces: bool = _option(True, BOOL, "Whether spans are made.")
+    metrics: bool = _option(True, BOOL, "Whether data points are recorded.")
+    logs: bool = _option(True, BOOL, "Whether log records are emitted.")
+    exporter: Exporter = _option(
+        "otlp",
+        one_of("otlp", "fastotel"),
+        "What sends the spans of a provider that this package sets up: OpenTelemetry's own exporter, "
+        "or fastotel's (extra `fastotel`), which encodes and sends in a thread that never holds the GIL.",
+    )
+    exclude_health_checks: bool = _option(
+        True, BOOL, "Whether requests to the usual paths of health checks are left untold, with all they do."
+    )
+    excluded_urls: tuple[str, ...] = _option(
+        (),
+        PATTERNS,
+        "Requests that are left untold, with all they do: regular expressions, searched in the path. What "
+        "`OTEL_PYTHON_DJANGO_EXCLUDED_URLS` and `OTEL_PYTHON_EXCLUDED_URLS` exclude is left untold too.",
+    )
+    excluded_statements: tuple[str, ...] = _option(
+        (),
+        PATTERNS,
+        "Statements that have neither span nor data point: regular expressions, searched in the text as "
+        "`db.query.text` would have it. Their transaction counts them, and fails where they fail.",
+    )
+    excluded_aliases: tuple[str, ...] = _option(
+        (), NAMES, "Aliases of `DATABASES` whose transactions, statements and connections are left untold."
+    )
+    request_hook: Function | None = _option(
+        None, FUNCTION, "Called with each request's span and the request, before it is answered."
+    )
+    response_hook: Function | None = _option(
+        None, FUNCTION, "Called with each request's span, the request and the response, before the span ends."
+    )
+    transaction_hook: Function | None = _option(
+        None, FUNCTION, "Called with each transaction's span and Django's `DatabaseWrapper`, as it begins."
+    )
+    statement_hook: Function | None = _option(
+        None,
+        FUNCTION,
+        "Called with each statement's span, Django's `DatabaseWrapper` and the SQL as given, as it begins.",
+    )
+    application_name: str | None = _option(
+        None,
+        TEXT,
+        "What connections are called in CockroachDB's console, where neither `OPTIONS` nor `PGAPPNAME` says "
+        "so (libpq's `fallback_application_name`). `None`: the service's name. Empty: nothing is said.",
+    )
+    statement_owner: StatementOwner = _option(
+        "otel_crdb",
+        one_of("otel_crdb", "driver"),
+        "Who makes the statement span where a driver instrumentation (opentelemetry-instrumentation-psycopg "
+        "and the like) is at work too: this package does and that is suppressed, or that does and this "
+        "package stands back.",
+    )
+    node_id: bool = _option(
+        True,
+        BOOL,
+        "Whether `cockroachdb.node.id` is read from the backend's key. Switch it off behind a pooler that "
+        "announces `crdb_version` but invents that key.",
+    )
+    query_text_limit: int = _option(
+        4096, whole_number(0, 4096), "Longest `db.query.text`, in characters; 0: none is told."
+    )
+    retry_atomic_requests: bool | Mapping[str, Any] = _option(
+        False,
+        RETRIES,
+        "Whether views that `ATOMIC_REQUESTS` makes atomic are run again where their transaction was "
+        "refused: no, yes, or options of `otel_crdb.retry_view`.",
+    )
+    #: Where each option was read that has not its default.
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Raise :class:`TypeError` or :class:`ValueError` where a value cannot be meant."""
-        owners = get_args(StatementOwner)
-        if self.statement_owner not in owners:
-            raise ValueError(f"statement_owner is one of {owners}, not {self.statement_owner!r}")
-        if not isinstance(self.node_id, bool):
-            raise TypeError(f"node_id is a bool, not {self.node_id!r}")
-        if not isinstance(self.retry_atomic_requests, (bool, Mapping)):
-            raise TypeError(
-                "retry_atomic_requests is a bool or options of retry_view, not "
-                f"{self.retry_atomic_requests!r}"
-            )
-        if isinstance(self.query_text_limit, bool) or not isinstance(self.query_text_limit, int):
-            raise TypeError(f"query_text_limit is an int, not {self.query_text_limit!r}")
-        if not 0 <= self.query_text_limit <= 4096:
-            raise ValueError(f"query_text_limit is from 0 to 4096, not {self.query_text_limit}")
+        for option in options():
+            value = option_kinds.checked(option.metadata["kind"], option.name, getattr(self, option.name))
+            object.__setattr__(self, option.name, value)
 
 
-def read(options: dict[str, Any]) -> Config:
-    """Make a :class:`Config` of keyword arguments.
-
-    Raises:
-        TypeError: an option that does not exist; the message names the nearest one that does.
-
-    """
-    names = [field.name for field in dataclasses.fields(Config)]
-    for name in options:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(names)}"
-            raise TypeError(f"otel_crdb.instrument() has no option {name!r}{hint}")
-    return Config(**options)
+def options() -> tuple[dataclasses.Field[Any], ...]:
+    """Return the options: a field each, with ``kind`` and ``meaning`` in its metadata."""
+    return tuple(each for each in dataclasses.fields(Config) if "kind" in each.metadata)
 
 
 def exception_signal() -> ExceptionSignal:
@@ -90,3 +141,9 @@ def exception_signal() -> ExceptionSignal:
 def sdk_disabled() -> bool:
     """Whether ``OTEL_SDK_DISABLED`` switches all telemetry off."""
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
+def disabled_instrumentations() -> frozenset[str]:
+    """Return what ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names; ``*`` is all of them."""
+    words = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")
+    return frozenset(word.strip() for word in words if word.strip())

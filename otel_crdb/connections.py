@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import facts, semconv, signals, transactions
 from .hooks import Hook
-from .operations import ClientOperation, is_suppressed
+from .operations import ClientOperation, is_untold
 from .state import record_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class _Connect(ClientOperation):
 
     __slots__ = ("node_id",)
 
-    def __init__(self, signal: Signals, settings: dict[str, Any]) -> None:
+    def __init__(self, signal: Signals, alias: str, settings: dict[str, Any]) -> None:
         pooled = bool(settings["OPTIONS"].get("pool"))
         known = facts.of_settings(settings)
         self.node_id = signal.config.node_id
@@ -39,7 +39,7 @@ class _Connect(ClientOperation):
                 else signal.instruments.connection_create_time
             ),
             attributes=dict(known.pool),
-            quiet=is_suppressed(),
+            quiet=is_untold(alias),
         )
 
     def finish(self, result: Any, error: BaseException | None) -> None:
@@ -57,7 +57,25 @@ def _begin_connect(wrapper: Any, params: dict[str, Any]) -> _Connect | None:
         return None
     # Django forgets its blocks when it connects anew; a transaction left over was lost with its link.
     transactions.close(record_of(wrapper))
-    return _Connect(signal, wrapper.settings_dict)
+    return _Connect(signal, wrapper.alias, wrapper.settings_dict)
 
 
+class _Parameters:
+    """The parameters of a connection under way: they get a name for it, where they have none."""
+
+    @staticmethod
+    def finish(result: Any, error: BaseException | None) -> None:
+        signal = signals.current
+        if error is not None or signal is None:
+            return
+        if signal.application_name:
+            # libpq takes it only where neither the parameters nor PGAPPNAME has a name.
+            result.setdefault("fallback_application_name", signal.application_name)
+
+
+def _begin_parameters(wrapper: Any) -> type[_Parameters] | None:
+    return None if is_untold(wrapper.alias) else _Parameters
+
+
+PARAMETERS = Hook("DatabaseWrapper.get_connection_params", _begin_parameters)
 CONNECT = Hook("DatabaseWrapper.get_new_connection", _begin_connect)

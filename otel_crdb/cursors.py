@@ -9,17 +9,18 @@ meet a proxy. ``stream()`` of psycopg 3 and ``connection.connection.cursor()`` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from . import characteristics, idle_time, semconv, signals, statements
+from . import characteristics, idle_time, neighbours, semconv, signals, statements
 from .copying import CopyBlock
 from .facts import IN_ERROR, transaction_status
-from .hooks import Hook
-from .operations import ClientOperation, is_suppressed
+from .hooks import Hook, call_back
+from .operations import ClientOperation, is_untold
 from .schema_changes import see_what_is_open
 from .state import Phase, connected, current_request
+from .statements import name_of, text_of
 from .transactions import for_statement, settle_commit
 
 if TYPE_CHECKING:
@@ -46,12 +47,13 @@ class _Statement(ClientOperation):
         record: ConnectionRecord,
         statement: Statement,
         extra: dict[str, Any],
+        watchers: neighbours.Watchers,
     ) -> None:
         signal, known = signals.current, record.facts
         assert signal is not None and known is not None  # noqa: PT018 - _begin() asked
-        driver_owns = record.driver_instrumented and signal.config.statement_owner == "driver"
-        quiet = driver_owns or is_suppressed()
-        transaction = for_statement(wrapper, record, quiet=quiet)
+        driver_owns = watchers is not neighbours.NOBODY and watchers.own(signal)
+        untold = is_untold(wrapper.alias)
+        transaction = for_statement(wrapper, record, untold=untold)
         self.statement = statement
         ends = transaction is not None and statement.operation in COMMITS
         # In a failed transaction the server answers COMMIT with the tag ROLLBACK.
@@ -63,14 +65,11 @@ class _Statement(ClientOperation):
             if self.commits:
                 transaction.phase = Phase.COMMIT_SENT
         summary = statement.summary
+        text = _cut(statement.text, signal.config.query_text_limit)
         super().__init__(
             known,
             summary or semconv.COCKROACHDB,
-            {
-                semconv.DB_QUERY_SUMMARY: summary,
-                semconv.DB_QUERY_TEXT: _cut(statement.text, signal.config.query_text_limit),
-                **extra,
-            },
+            {semconv.DB_QUERY_SUMMARY: summary, **({semconv.DB_QUERY_TEXT: text} if text else {}), **extra},
             phase="commit" if self.commits else "autocommit" if transaction is None else "statement",
             histogram=signal.instruments.operation_duration,
             attributes={
@@ -78,8 +77,8 @@ class _Statement(ClientOperation):
                 semconv.DB_QUERY_SUMMARY: signal.instruments.bounded_summary(summary),
             },
             transaction=transaction,
-            quiet=quiet,
-            suppress_driver=record.driver_instrumented and not driver_owns,
+            quiet=untold or driver_owns or signal.excluded.statement(statement.text),
+            suppress_driver=watchers.opentelemetry and not driver_owns,
             goes_back=statement.operation == "ROLLBACK",
             connection=record.connection,
         )
@@ -87,7 +86,7 @@ class _Statement(ClientOperation):
             idle_time.count(transaction, self.started)
             transaction.closing = transaction.closing or self.commits or self.rolls_back
         request = current_request.get()
-        if request is not None and not quiet and statement.operation not in SAVEPOINT_OPERATIONS:
+        if request is not None and not untold and statement.operation not in SAVEPOINT_OPERATIONS:
             request.statements += 1
 
     def finish(self, result: Any, error: BaseException | None) -> None:
@@ -131,7 +130,12 @@ def _count(transaction: Transaction, statement: Statement) -> None:
 
 
 def _begin(
-    cursor: Any, sql: Any, extra: dict[str, Any] | None = None, *, batch: bool = False
+    cursor: Any,
+    sql: Any,
+    extra: dict[str, Any] | None = None,
+    *,
+    batch: bool = False,
+    watchers: neighbours.Watchers | None = None,
 ) -> _Statement | None:
     wrapper = cursor.db
     if signals.current is None or wrapper.needs_rollback:
@@ -140,21 +144,13 @@ def _begin(
     statement = statements.describe(text_of(sql, cursor.cursor))
     if batch:
         statement = statements.batch(statement)
-    return _Statement(wrapper, connected(wrapper), statement, extra or {})
-
-
-def text_of(sql: Any, driver_cursor: Any) -> str | bytes:
-    """Return the text of what ``execute()`` takes: a string, bytes, or a driver's ``sql.Composable``.
-
-    Empty for what cannot be rendered: the driver is about to say so itself.
-    """
-    if isinstance(sql, (str, bytes)):
-        return sql
-    render: Callable[[Any], str] | None = getattr(sql, "as_string", None)
-    try:
-        return "" if render is None else render(driver_cursor)
-    except Exception:  # noqa: BLE001 - the application's object may raise anything
-        return ""
+    if watchers is None:
+        watchers = neighbours.watchers_of(cursor.cursor)
+    begun = _Statement(wrapper, connected(wrapper), statement, extra or {}, watchers)
+    hook = signals.current.config.statement_hook
+    if hook is not None and begun.span is not None and begun.span.is_recording():
+        STATEMENT_HOOK.run(hook, begun.span, wrapper, sql)
+    return begun
 
 
 def _begin_execute(cursor: Any, sql: Any, params: Any = None, *_: Any) -> _Statement | None:
@@ -162,29 +158,40 @@ def _begin_execute(cursor: Any, sql: Any, params: Any = None, *_: Any) -> _State
 
 
 def _begin_executemany(cursor: Any, sql: Any, param_list: Any, *_: Any) -> _Statement | None:
-    size = len(param_list) if isinstance(param_list, Sized) else None
+    size = _number_of(param_list)
     if size == 1:
         return _begin(cursor, sql)
     return _begin(cursor, sql, {} if size is None else {semconv.DB_OPERATION_BATCH_SIZE: size}, batch=True)
 
 
+def _number_of(rows: Any) -> int | None:
+    """Return how many rows a list or tuple has; others are not asked: a QuerySet would run its query."""
+    kind = type(rows)
+    if issubclass(kind, list):
+        return list.__len__(rows)
+    return tuple.__len__(rows) if issubclass(kind, tuple) else None
+
+
 def _begin_callproc(cursor: Any, procname: Any, *_: Any, **__: Any) -> _Statement | None:
-    name = text_of(procname, cursor.cursor)
-    return _begin(cursor, f"CALL {name!s}", {semconv.DB_STORED_PROCEDURE_NAME: name})
+    call = f"CALL {name_of(procname, cursor.cursor)}"
+    verb, _, name = statements.describe(call).summary.partition(" ")  # bounded, and no literal in it
+    return _begin(cursor, call, {semconv.DB_STORED_PROCEDURE_NAME: name} if verb == "CALL" and name else {})
 
 
+# Nobody else makes spans of COPY.
 def _begin_copy(cursor: Any, sql: Any, *_: Any, **__: Any) -> _Statement | None:
-    return _begin(cursor, sql)
+    return _begin(cursor, sql, watchers=neighbours.NOBODY)
 
 
-def _begin_copy_from(cursor: Any, _file: Any, table: str, *_: Any, **__: Any) -> _Statement | None:
-    return _begin(cursor, f"COPY {table} FROM STDIN")
+def _begin_copy_from(cursor: Any, _file: Any, table: Any, *_: Any, **__: Any) -> _Statement | None:
+    return _begin(cursor, f"COPY {name_of(table, cursor.cursor)} FROM STDIN", watchers=neighbours.NOBODY)
 
 
-def _begin_copy_to(cursor: Any, _file: Any, table: str, *_: Any, **__: Any) -> _Statement | None:
-    return _begin(cursor, f"COPY {table} TO STDOUT")
+def _begin_copy_to(cursor: Any, _file: Any, table: Any, *_: Any, **__: Any) -> _Statement | None:
+    return _begin(cursor, f"COPY {name_of(table, cursor.cursor)} TO STDOUT", watchers=neighbours.NOBODY)
 
 
+STATEMENT_HOOK = Hook("statement_hook", call_back)
 EXECUTE = Hook("CursorWrapper._execute", _begin_execute)
 EXECUTEMANY = Hook("CursorWrapper._executemany", _begin_executemany)
 CALLPROC = Hook("CursorWrapper.callproc", _begin_callproc)

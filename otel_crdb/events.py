@@ -58,7 +58,7 @@ def words_of(error: BaseException, failure: errors.Classification | None) -> Err
     message = ""
     if failure is not None:
         words[semconv.ERROR_CLASS] = failure.error_class
-        message = redaction.mask_error_text(str(errors.driver_error(error)), sqlstate)
+        message = redaction.mask_error_text(errors.driver_error(error), sqlstate)
     return ErrorWords(words, words, message)
 
 
@@ -119,8 +119,8 @@ def request_exception(span: Span, error: BaseException) -> None:
 def _message_of(error: BaseException) -> str:
     failure = errors.classify(error)
     if failure is None:
-        return redaction.scrub_text(str(error))
-    return redaction.mask_error_text(str(error), failure.sqlstate)
+        return redaction.scrub_text(error)
+    return redaction.mask_error_text(error, failure.sqlstate)
 
 
 def transaction_event(span: Span, name: str, transaction: Transaction, namespace: str) -> None:

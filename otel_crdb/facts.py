@@ -9,23 +9,18 @@ pkg/sql/pgwire/pgwirecancel/backend_key_data.go).
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from . import semconv
-
-logger = logging.getLogger(__name__)
+from . import neighbours, semconv
 
 #: CockroachDB's SQL port; ``server.port`` is told only where it is another.
 DEFAULT_PORT = 26257
 #: Proxies that answer as CockroachDB but invent the backend key: CockroachDB Cloud's SQL proxy.
 PROXIED_HOSTS = (".cockroachlabs.cloud", ".crdb.io")
-#: Packages whose classes stand in a connection that they have instrumented.
-DRIVER_INSTRUMENTATIONS = ("opentelemetry.instrumentation.", "ddtrace.")
 VERSION_PATTERN = re.compile(r"\bv\d+\.\d+\.\d+[-.\w]*")
 
 Attributes = Mapping[str, str | int | float]
@@ -63,7 +58,12 @@ def of_connection(connection: Any, *, node_id: bool = True) -> Facts:
     announced = info.parameter_status("crdb_version") or ""
     version = VERSION_PATTERN.search(announced)
     host = info.host or ""
-    trusted = bool(announced) and node_id and not host.endswith(PROXIED_HOSTS)
+    trusted = (
+        bool(announced)
+        and node_id
+        and not host.endswith(PROXIED_HOSTS)
+        and not neighbours.invents_keys(host, info.port, info.backend_pid)
+    )
     return _facts(
         info.dbname or "",
         host,
@@ -90,25 +90,6 @@ def transaction_status(connection: Any) -> int:
 
 #: libpq's PGTransactionStatusType.
 IDLE, ACTIVE, IN_TRANSACTION, IN_ERROR, UNKNOWN = range(5)
-
-
-def driver_instrumented(connection: Any) -> bool:
-    """Whether another instrumentation has put its own cursors into the driver's connection."""
-    factory = getattr(connection, "cursor_factory", None)
-    modules = (getattr(factory, "__module__", ""), type(connection).__module__)
-    if any(module.startswith(DRIVER_INSTRUMENTATIONS) for module in modules):
-        _say_driver_instrumented()
-        return True
-    return False
-
-
-@lru_cache(maxsize=1)
-def _say_driver_instrumented() -> None:
-    """Say it once."""
-    logger.warning(
-        "otel_crdb: another instrumentation of the driver is at work. The statement span stays ours and "
-        'theirs is suppressed; instrument(statement_owner="driver") does it the other way round.'
-    )
 
 
 @lru_cache(maxsize=256)

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,16 +11,15 @@ from typing import Any
 from django.conf import settings
 from django.core.signals import got_request_exception
 from django.db import connections as open_wrappers
-from opentelemetry.instrumentation._semconv import _OpenTelemetrySemanticConventionStability
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from . import config, pipeline, recording, requests, signals, state, transactions
+from . import config, exits, option_sources, pipeline, recording, requests, signals, state, transactions
+from .stability import opt_in_to_stable_http
 
 logger = logging.getLogger(__name__)
 
 REQUEST_MIDDLEWARE = f"{requests.__name__}.{requests.RequestMiddleware.__qualname__}"
-OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 
 
 class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
@@ -45,19 +42,22 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         # The loader of opentelemetry-instrument hands these to every instrumentor.
         options.pop("skip_dep_check", None)
         options.pop("raise_exception_on_conflict", None)
-        chosen = config.read(options)
+        chosen = option_sources.read(options)
         self._undo = []
-        if config.sdk_disabled():
-            logger.info("otel_crdb: OTEL_SDK_DISABLED is true: nothing is instrumented.")
+        off = _switched_off()
+        if off:
+            logger.info("otel_crdb: %s: nothing is instrumented.", off)
             return
         before = settings.MIDDLEWARE  # raises where Django is not configured, before anything is changed
         pipeline.set_up(chosen)
         try:
             signals.use(chosen)
             self._undo.append(signals.stop)
+            self._undo.append(exits.watch(flush))
             recording.start()
             self._undo.append(recording.stop)
-            self._hook_requests(chosen, before)
+            if "django" not in config.disabled_instrumentations():
+                self._hook_requests(chosen, before)
             if chosen.retry_atomic_requests is not False:
                 self._retry_views(chosen.retry_atomic_requests)
         except BaseException:
@@ -90,7 +90,10 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         theirs = contrib._opentelemetry_middleware
         if not contrib.is_instrumented_by_opentelemetry:
             settings.MIDDLEWARE = list(before)
-            contrib.instrument(tracer_provider=chosen.tracer_provider, meter_provider=chosen.meter_provider)
+            contrib.instrument(
+                tracer_provider=signals.tracer_provider_of(chosen),
+                meter_provider=signals.meter_provider_of(chosen),
+            )
             self._undo.append(contrib.uninstrument)
         rest = [name for name in settings.MIDDLEWARE if name != REQUEST_MIDDLEWARE]  # of an earlier time
         ours = [REQUEST_MIDDLEWARE if name == theirs else name for name in rest]
@@ -106,25 +109,17 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._undo.append(lambda: got_request_exception.disconnect(dispatch_uid=REQUEST_MIDDLEWARE))
 
 
+def _switched_off() -> str:
+    """Return the variable by which all of this is switched off, empty where none does so."""
+    if config.sdk_disabled():
+        return "OTEL_SDK_DISABLED is true"
+    if {"otel_crdb", "*"} & config.disabled_instrumentations():
+        return "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_crdb"
+    return ""
+
+
 def _config_in_force() -> config.Config:
     return signals.current.config if signals.current is not None else config.Config()
-
-
-def opt_in_to_stable_http() -> None:
-    """Ask contrib for the stable HTTP names, beside whatever else the process has opted in to.
-
-    The variable is read once in a process: where contrib has read it before us, a note says so.
-    """
-    words = [word.strip() for word in os.environ.get(OPT_IN, "").split(",") if word.strip()]
-    if {"http", "http/dup"} & set(words):
-        return
-    os.environ[OPT_IN] = ",".join([*words, "http"])
-    if _OpenTelemetrySemanticConventionStability._initialized:
-        logger.warning(
-            "otel_crdb: %s was read before instrument() could ask for 'http': request spans keep the old "
-            "attribute names. Call otel_crdb.instrument() first, or set the variable yourself.",
-            OPT_IN,
-        )
 
 
 def instrument(**options: Any) -> None:
@@ -137,18 +132,14 @@ def instrument(**options: Any) -> None:
     exporters are set up by the standard ``OTEL_*`` variables. ``OTEL_SDK_DISABLED=true``: nothing is done.
 
     Args:
-        **options: fields of :class:`otel_crdb.config.Config`:
-            ``tracer_provider``, ``meter_provider``, ``logger_provider`` (default: the global ones);
-            ``statement_owner``, ``"otel_crdb"`` (default) or ``"driver"``: who makes the statement span
-            where a driver instrumentation is at work too;
-            ``node_id`` (bool, default True): whether the gateway's node id is told;
-            ``query_text_limit`` (int, default 4096): longest ``db.query.text``, in characters;
-            ``retry_atomic_requests`` (bool or options of :func:`retry_view`, default False): whether views
-            that ``ATOMIC_REQUESTS`` makes atomic are run again where their transaction was refused.
+        **options: those of :class:`otel_crdb.config.Config`, all in ``docs/options.md``. An option that
+            is not given here is taken from the variable ``OTEL_CRDB_<NAME>``, else from the setting
+            ``OTEL_CRDB``.
 
     Raises:
         TypeError: there is no such option, or its value has the wrong type.
         ValueError: the option has no such value.
+        django.core.exceptions.ImproperlyConfigured: the same of a variable or of the setting.
 
     """
     instrumentor = CockroachDBInstrumentor()
@@ -184,7 +175,7 @@ def instrumented_for_a_while(**options: Any) -> Iterator[None]:
 
 
 def _options_of(chosen: config.Config) -> dict[str, Any]:
-    return {field.name: getattr(chosen, field.name) for field in dataclasses.fields(chosen)}
+    return {option.name: getattr(chosen, option.name) for option in config.options()}
 
 
 def flush(timeout: float = 10.0) -> bool:

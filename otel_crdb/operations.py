@@ -177,6 +177,12 @@ def is_suppressed() -> bool:
     return signal is None or signal.silent or bool(context_api.get_value(_SUPPRESS_INSTRUMENTATION_KEY))
 
 
+def is_untold(alias: str) -> bool:
+    """Whether nothing is to be told of what is done on this alias now."""
+    signal = signals.current
+    return signal is None or alias in signal.excluded.aliases or is_suppressed()
+
+
 def _start_span(
     operation: ClientOperation, name: str, attributes: dict[str, Any], context: Context
 ) -> Span | None:

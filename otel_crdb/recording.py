@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
+from typing import Any
 
 from . import connections, cursors, signals, transactions
 from .hooks import Hook
@@ -17,6 +18,7 @@ from .hooks import Hook
 #: The methods of ``django_cockroachdb.base.DatabaseWrapper`` that are observed, on the class: so open
 #: connections of every thread are reached, and other backends are not.
 WRAPPER_HOOKS: dict[str, Hook] = {
+    "get_connection_params": connections.PARAMETERS,
     "get_new_connection": connections.CONNECT,
     "set_autocommit": transactions.SET_AUTOCOMMIT,
     "set_rollback": transactions.SET_ROLLBACK,
@@ -61,9 +63,19 @@ def _put_in() -> None:
 
     for name, hook in WRAPPER_HOOKS.items():
         own = vars(DatabaseWrapper).get(name)
-        setattr(DatabaseWrapper, name, hook.around(getattr(DatabaseWrapper, name)))
+        setattr(DatabaseWrapper, name, hook.around(own or _inherited(DatabaseWrapper, name)))
         _undo.append(
             partial(delattr, DatabaseWrapper, name)
             if own is None
             else partial(setattr, DatabaseWrapper, name, own)
         )
+
+
+def _inherited(owner: type, name: str) -> Callable[..., Any]:
+    """Return what calls the method that a class inherits, looked up anew: Sentry replaces it later."""
+
+    @wraps(getattr(owner, name))
+    def call(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(super(owner, wrapper), name)(*args, **kwargs)
+
+    return call

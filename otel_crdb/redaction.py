@@ -16,7 +16,7 @@ from urllib.parse import unquote_plus
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["mask_error_text", "mask_url_query", "scrub_text"]
+__all__ = ["mask_error_text", "mask_url_path", "mask_url_query", "scrub_text"]
 
 #: What stands for something masked.
 MASK = "…"
@@ -27,11 +27,17 @@ _TEXT_INPUT, _TEXT_OUTPUT = 256 * 1024, 16 * 1024
 _QUERY_LIMIT = 16 * 1024
 
 
-def _as_text(value: object) -> str:
+def _as_text(value: object, limit: int) -> str:
+    """Return a text's beginning as valid Unicode: a lone surrogate may cost a whole batch its export."""
     try:
-        return value if isinstance(value, str) else str(value)
+        text = str.__getitem__(str(value), slice(limit))
     except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything; nothing then leaves
         return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
 
 
 # --- one message ----------------------------------------------------------------------------------
@@ -102,7 +108,7 @@ _INTERNAL = "internal error:"
 _LITERAL_CODES = ("23", "42", "XX")
 
 
-def mask_error_text(text: str, sqlstate: str | None = None) -> str:
+def mask_error_text(text: object, sqlstate: str | None = None) -> str:
     """Return what of a database error's text may leave the process: one line, at most 1,000 characters.
 
     That is the primary message without DETAIL, HINT, CONTEXT, LINE and the like, without keys, rows and
@@ -111,20 +117,21 @@ def mask_error_text(text: str, sqlstate: str | None = None) -> str:
     server's. Never raises; time is linear.
 
     Args:
-        text: the error's text as the driver gives it.
+        text: the error's text as the driver gives it, or the error, whose `__str__` may raise.
         sqlstate: the error's code; where it is None the words decide whether the error is of class 22.
 
     """
     code = sqlstate if isinstance(sqlstate, str) else None
-    text = _as_text(text)
+    text = _as_text(text, _MESSAGE_INPUT + 1)
     line = _primary_message(text[:_MESSAGE_INPUT])
+    is_whole = len(text) <= _MESSAGE_INPUT and line == text.strip()
     if line.startswith(_INTERNAL):
         return f"{_INTERNAL} {MASK}"
     if code.startswith(_DATA_CODES) if code else _DATA_TEXT.search(line):
         masked = _mask_data_error(line)
     else:
         # Where more follows, the line may end inside a row: the line break tells `_AFTER_ROW` so.
-        masked = _mask_values(line if line == text.strip() else f"{line}\n").rstrip()
+        masked = _mask_values(line if is_whole else f"{line}\n").rstrip()
         if code is None or code.startswith(_LITERAL_CODES):
             masked = _NUMBER.sub(MASK, masked)
     return masked if len(masked) <= _MESSAGE_OUTPUT else masked[: _MESSAGE_OUTPUT - 1] + MASK
@@ -247,7 +254,7 @@ _TRACE_HEAD = re.compile(
 _INDENTED = re.compile(_INDENT)
 
 
-def scrub_text(text: str) -> str:
+def scrub_text(text: object) -> str:
     """Return a free text, such as a formatted stack trace, without what a database's error says of values.
 
     A text that holds no database error comes back as it is. In one that does, each message is masked as
@@ -255,7 +262,7 @@ def scrub_text(text: str) -> str:
     frames and source lines stay. A blank line ends no message, for a value may hold one. At most 16 KiB
     come back, head and tail; never raises; time is linear.
     """
-    text = _as_text(text)[:_TEXT_INPUT]
+    text = _as_text(text, _TEXT_INPUT)
     if _NAMED_ERROR.search(text) or _MARKER.search(text):
         # A class 22 message may be told again by Django's wrapper, whose name does not say so.
         text = "\n".join(_scrubbed_lines(text.split("\n"), "22000" if _DATA_CLASS.search(text) else None))
@@ -299,7 +306,7 @@ def _scrubbed_message(line: str, sqlstate: str | None) -> str | None:
     return line[:start] + mask_error_text(f"{line[start:]}\n{MASK}", sqlstate)
 
 
-# --- a URL's query --------------------------------------------------------------------------------
+# --- a URL --------------------------------------------------------------------------------------
 
 #: What OpenTelemetry's HTTP conventions put in the place of a secret (attribute `url.query`).
 _REDACTED = "REDACTED"
@@ -318,7 +325,20 @@ def mask_url_query(query: str) -> str:
     Names are compared without case, punctuation and percent-encoding; order and all else stay. At most 16
     KiB are looked at; never raises.
     """
-    return "".join(_masked_part(part) for part in re.split(r"([&;])", _as_text(query)[:_QUERY_LIMIT]))
+    return "".join(_masked_part(part) for part in re.split(r"([&;])", _as_text(query, _QUERY_LIMIT)))
+
+
+#: User and password before a host: in the path too, where a request's target is a whole URL. A server may
+#: have made one slash of two; then they are known by their colon.
+_USER = re.compile(r"(?<=//)[^/?#@]*@|(?<=/)[^/?#@:]*:[^/?#@]*@")
+
+
+def mask_url_path(path: str) -> str:
+    """Return a URL's path, or the URL that stands in its place, with user and password replaced.
+
+    At most 16 KiB are looked at; never raises.
+    """
+    return _USER.sub(f"{_REDACTED}:{_REDACTED}@", _as_text(path, _QUERY_LIMIT))
 
 
 def _masked_part(part: str) -> str:

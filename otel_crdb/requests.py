@@ -10,7 +10,7 @@ the path where the server does not tell the raw URI; no secret of a URL, no row 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from timeit import default_timer
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.core.exceptions import DisallowedHost
 from django.http.request import split_domain_port
 from opentelemetry import context as context_api
+from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.instrumentation.django.middleware.otel_middleware import (
     _DjangoMiddleware,
     _parse_duration_attrs,
@@ -25,7 +26,8 @@ from opentelemetry.instrumentation.django.middleware.otel_middleware import (
 from opentelemetry.trace import Status, StatusCode
 
 from . import errors, events, redaction, semconv, signals
-from .hooks import Hook
+from .hooks import Hook, call_back
+from .operations import is_suppressed
 from .state import RequestRecord, current_request
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from typing_extensions import Self
 
+    from .config import Config
 
 #: In ``request.META``: the request has its span.
 ANSWERED = "otel_crdb.answered"
@@ -81,16 +84,38 @@ class _Observed:
 
 #: Where a query stands under the old names, which ``http/dup`` brings back.
 OLD_URLS = frozenset({"http.url", "http.target"})
+URLS = frozenset({semconv.URL_PATH, semconv.URL_QUERY})
+#: Characters that are told of what a client may write at any length: path, query, user agent, method.
+CLIENTS_LIMIT = 2048
+#: What ``network.protocol.version`` may be on data points.
+PROTOCOL_VERSIONS = frozenset({"0.9", "1.0", "1.1", "2", "2.0", "3", "3.0"})
+
+
+class _Untold:
+    """A request that is left untold, with all that is done for it: here and by other instrumentations."""
+
+    def __init__(self) -> None:
+        self._outer_record = current_request.get()
+        current_request.set(None)
+        self._context = context_api.set_value(_SUPPRESS_INSTRUMENTATION_KEY, True)
+        self._token = context_api.attach(self._context)
+
+    def finish(self, response: Any, error: BaseException | None) -> None:
+        context_api.detach(self._token)
+        current_request.set(self._outer_record)
+        if error is None:
+            _keep_in_trace(response, self._context)
 
 
 class _Exchange:
     """A request on its way to its response."""
 
-    def __init__(self, contrib: Any, request: Any) -> None:
+    def __init__(self, contrib: Any, request: Any, options: Config) -> None:
         self._contrib = contrib
+        self._response_hook = options.response_hook
         host = _host_of(request)
         self._request = _Hostless(request) if host is None else request
-        contrib.process_request(self._request)
+        _process_request(contrib, self._request)
         self.span: Span | None = request.META.get(contrib._environ_span_key)
         self._context = context_api.get_current()
         self._outer_record = current_request.get()
@@ -99,6 +124,8 @@ class _Exchange:
         if self.span is not None:
             attributes = request.META.get(contrib._environ_duration_attr_key) or {}
             REQUEST_ATTRIBUTES.run(self.span, request, host, attributes)
+            if options.request_hook is not None and self.span.is_recording():
+                REQUEST_HOOK.run(options.request_hook, self.span, request)
 
     def finish(self, response: Any, error: BaseException | None) -> None:
         current_request.set(self._outer_record)
@@ -109,9 +136,10 @@ class _Exchange:
             self._abandon(error)
             return
         self._contrib.process_view(self._request, None)  # http.route
+        if self._response_hook is not None and self.span.is_recording():
+            RESPONSE_HOOK.run(self._response_hook, self.span, self.record.request, response)
         self._contrib.process_response(self._request, response)
-        if getattr(response, "streaming", False) and getattr(response, "file_to_stream", None) is None:
-            STREAM.run(response, self._context)
+        _keep_in_trace(response, self._context)
 
     def _abandon(self, error: BaseException) -> None:
         """End a request that has no response: cancelled, or its worker told to stop.
@@ -143,6 +171,27 @@ class _Exchange:
             context_api.detach(token)
 
 
+def _process_request(contrib: Any, request: Any) -> None:
+    """Have contrib make the span; it takes the port for a number, and a server may take it from the client.
+
+    gunicorn on a Unix socket takes it from the Host header.
+    """
+    meta = request.META
+    port = meta.get("SERVER_PORT")
+    if port:
+        meta["SERVER_PORT"] = str(_number_of_port(str(port)) or "")
+    try:
+        contrib.process_request(request)
+    finally:
+        if port:
+            meta["SERVER_PORT"] = port
+
+
+def _number_of_port(port: str) -> int | None:
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
+    return number if 0 < number < 65536 else None
+
+
 def _host_of(request: Any) -> str | None:
     """Return the host that the request asks for, or None where Django refuses it."""
     try:
@@ -168,30 +217,48 @@ class _Hostless:
         return f"{self._request.scheme}://invalid{self._request.path}"
 
 
-def _begin_request(contrib: Any, request: Any) -> _Exchange | None:
+def _begin_request(contrib: Any, request: Any) -> _Exchange | _Untold | None:
     signal = signals.current
-    if signal is None or signal.silent or ANSWERED in request.META:
+    if signal is None or ANSWERED in request.META or is_suppressed():
         return None  # not instrumented, or the middleware stands in the settings twice
     request.META[ANSWERED] = True
-    return _Exchange(contrib, request)
+    if signal.excluded.request(request.path_info):
+        return _Untold()
+    exchange = _Exchange(contrib, request, signal.config)
+    if exchange.span is not None:
+        return exchange
+    exchange.finish(None, None)
+    return _Untold()  # by the variables that contrib reads
 
 
-def _correct_attributes(span: Span, request: Any, host: str | None, contribs: Mapping[str, Any]) -> None:
-    """Set what contrib leaves out, or takes from the raw request as it came."""
+def _correct_attributes(span: Span, request: Any, host: str | None, contribs: dict[str, Any]) -> None:
+    """Set what contrib leaves out, or takes from the raw request as it came and as long as it came."""
+    version = contribs.get(semconv.NETWORK_PROTOCOL_VERSION)
+    if version is not None and version not in PROTOCOL_VERSIONS:
+        contribs[semconv.NETWORK_PROTOCOL_VERSION] = "_OTHER"  # on data points: a client may write any number
     if not span.is_recording():
         return
-    span.set_attribute(semconv.URL_PATH, request.path)
+    if version is not None:
+        span.set_attribute(semconv.NETWORK_PROTOCOL_VERSION, version[:CLIENTS_LIMIT])
+    span.set_attribute(semconv.URL_PATH, redaction.mask_url_path(request.path)[:CLIENTS_LIMIT])
     query = request.META.get("QUERY_STRING")
     if query:
-        span.set_attribute(semconv.URL_QUERY, redaction.mask_url_query(query))
-    for name in OLD_URLS.intersection(contribs):
-        path, mark, old_query = str(contribs[name]).partition("?")
-        span.set_attribute(name, path + mark + redaction.mask_url_query(old_query))
+        span.set_attribute(semconv.URL_QUERY, redaction.mask_url_query(query)[:CLIENTS_LIMIT])
+    for name, value in contribs.items():
+        if name in OLD_URLS:
+            path, mark, old_query = str(value).partition("?")
+            masked = redaction.mask_url_path(path) + mark + redaction.mask_url_query(old_query)
+            span.set_attribute(name, masked[:CLIENTS_LIMIT])
+        elif isinstance(value, str) and len(value) > CLIENTS_LIMIT and name not in URLS:
+            span.set_attribute(name, value[:CLIENTS_LIMIT])
     domain, port = split_domain_port(host or "")
-    if domain:
-        span.set_attribute(semconv.SERVER_ADDRESS, domain)
-    if port:
-        span.set_attribute(semconv.SERVER_PORT, int(port))
+    # Of a host that Django refuses contrib tells the header as it came.
+    address = domain or str(contribs.get(semconv.SERVER_ADDRESS) or "").rpartition("@")[2]
+    if address:
+        span.set_attribute(semconv.SERVER_ADDRESS, address[:CLIENTS_LIMIT])
+    number = _number_of_port(port)
+    if number:
+        span.set_attribute(semconv.SERVER_PORT, number)
 
 
 def _set_totals(span: Span, record: RequestRecord) -> None:
@@ -218,6 +285,11 @@ def _keep_exception(**_: Any) -> None:
     record = current_request.get()
     if record is not None:
         record.exception = sys.exc_info()[1]
+
+
+def _keep_in_trace(response: Any, context: Context) -> None:
+    if getattr(response, "streaming", False) and getattr(response, "file_to_stream", None) is None:
+        STREAM.run(response, context)
 
 
 def _stream_in_trace(response: Any, context: Context) -> None:
@@ -252,6 +324,8 @@ async def _parts_async(context: Context, content: AsyncIterator[bytes]) -> Async
         yield part
 
 
+REQUEST_HOOK = Hook("request_hook", call_back)
+RESPONSE_HOOK = Hook("response_hook", call_back)
 REQUEST = Hook("RequestMiddleware", _begin_request)
 REQUEST_ATTRIBUTES = Hook("RequestMiddleware.attributes", _correct_attributes)
 REQUEST_TOTALS = Hook("RequestMiddleware.totals", _set_totals)

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from . import events, facts, outcomes, semconv, signals
 from .hooks import Hook
-from .operations import is_suppressed
+from .operations import is_untold
 from .state import current_request
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class LogicalSpan:
 
 
 def _begin_run(run: Run) -> LogicalSpan | None:
-    return None if is_suppressed() else LogicalSpan(run)
+    return None if is_untold(run.policy.using) else LogicalSpan(run)
 
 
 def _tell_retry(run: Run, attempt: Attempt) -> None:
@@ -105,7 +105,7 @@ def _tell_retry(run: Run, attempt: Attempt) -> None:
     if request is not None:
         request.retries += 1
         request.retry_reasons.append(failure.retry_reason or "unknown")
-    if is_suppressed():
+    if is_untold(run.policy.using):
         return
     attributes = {
         semconv.TXN_ID: run.id,

@@ -31,6 +31,7 @@ SERVER_PORT: Final = "server.port"
 
 # --- OpenTelemetry: HTTP server spans ----------------------------------------------------------
 URL_PATH: Final = "url.path"
+NETWORK_PROTOCOL_VERSION: Final = "network.protocol.version"
 URL_QUERY: Final = "url.query"
 
 # --- OpenTelemetry: exceptions -----------------------------------------------------------------
@@ -106,3 +107,9 @@ SILENT_ABORTS: Final = "cockroachdb.client.txn.silent_aborts"
 HOOK_FAULTS: Final = "otel_crdb.hook.faults"
 #: Which hook a fault was found in.
 HOOK_NAME: Final = "otel_crdb.hook.name"
+#: What did not reach the collector; see :mod:`otel_crdb.delivery`.
+TELEMETRY_DROPPED: Final = "otel_crdb.telemetry.dropped"
+#: ``traces``, ``metrics`` or ``logs``.
+TELEMETRY_SIGNAL: Final = "otel_crdb.telemetry.signal"
+#: Why it was dropped.
+TELEMETRY_DROP_REASON: Final = "otel_crdb.telemetry.drop_reason"

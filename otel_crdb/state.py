@@ -155,8 +155,6 @@ class ConnectionRecord:
     manual: bool = False
     #: Waits for the transaction that Django opens next.
     logical: LogicalTransaction | None = None
-    #: Another instrumentation of the driver is at work on this connection.
-    driver_instrumented: bool = False
 
 
 @dataclass(slots=True)
@@ -205,5 +203,4 @@ def connected(wrapper: Any) -> ConnectionRecord:
         node_id = record.signals is None or record.signals.config.node_id
         record.connection = connection
         record.facts = facts.of_connection(connection, node_id=node_id)
-        record.driver_instrumented = facts.driver_instrumented(connection)
     return record

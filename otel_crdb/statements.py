@@ -19,7 +19,7 @@ import sys
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from threading import RLock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .sqlmodes import Modes, changes_schema_later, effects
 from .sqlsummary import summarise
@@ -58,15 +58,66 @@ def describe(sql: object) -> Statement:
     """Describe a text, a string or bytes. Never raises; what is neither gives an empty statement."""
     if type(sql) is str and len(sql) <= READ_LIMIT:
         return _CACHE.get(sql) or _CACHE.put(sql, _describe(sql))
-    if isinstance(sql, str):
+    given: Any = sql
+    kind = type(given)  # isinstance() would believe what the object says of its class
+    if issubclass(kind, str):
         # str() of a subclass is what its author likes; this is its text.
-        text = str.__str__(sql)
+        text = str.__str__(given)
         return describe(text) if len(text) <= READ_LIMIT else _describe_long(_beginning(text), text)
-    if isinstance(sql, bytes):
+    if issubclass(kind, bytes):
         # Bytes come from drivers that have put the values in: seldom the same twice, not worth remembering.
-        text = sql[:READ_LIMIT].decode("utf-8", "replace")
-        return _describe(text) if len(sql) <= READ_LIMIT else _describe_long(_beginning(text), sql)
+        raw = bytes.__getitem__(given, slice(None))
+        text = raw[:READ_LIMIT].decode("utf-8", "replace")
+        return _describe(text) if len(raw) <= READ_LIMIT else _describe_long(_beginning(text), raw)
     return _NOTHING
+
+
+def text_of(sql: object, driver_cursor: object) -> str | bytes:
+    """Return the text of what ``execute()`` takes: a string, bytes, or a composition of a driver's.
+
+    Of a composition not more than is read. Its literals are ``'?'`` and are not asked for their text: that is
+    code of the application's, which the driver alone shall run. Empty for what is none of these or cannot be
+    put together: the driver is about to say so itself.
+    """
+    given: Any = sql
+    kind = type(given)  # isinstance() would believe what the object says of its class
+    if issubclass(kind, str):
+        return str.__str__(given)
+    if issubclass(kind, bytes):
+        return bytes.__getitem__(given, slice(None))
+    try:
+        return _put_together(given, driver_cursor) if _composition(kind) else ""
+    except Exception:  # noqa: BLE001 - a class of the application's may raise anything
+        return ""
+
+
+def name_of(given: object, driver_cursor: object) -> str:
+    """Return what stands for a name, as it may stand in a statement; empty for what has no text."""
+    text = text_of(given, driver_cursor)
+    return text if isinstance(text, str) else text[:READ_LIMIT].decode("utf-8", "replace")
+
+
+_COMPOSING = ("psycopg.sql", "psycopg2.sql")
+
+
+def _composition(kind: type) -> str:
+    """Return the name of the driver's class that a composition's class is or comes from, empty for others."""
+    names = [cls.__name__ for cls in kind.__mro__ if cls.__module__ in _COMPOSING]
+    return names[0] if names else ""
+
+
+def _put_together(composition: Any, driver_cursor: Any) -> str:
+    pieces: list[str] = []
+    length, waiting = 0, [composition]
+    while waiting and length <= READ_LIMIT:
+        part = waiting.pop()
+        kind = _composition(type(part))
+        if kind == "Composed":
+            waiting.extend(reversed(list(part)))
+        else:
+            pieces.append("'?'" if kind == "Literal" else part.as_string(driver_cursor))
+            length += len(pieces[-1])
+    return "".join(pieces)
 
 
 def _describe_long(beginning: str, sql: str | bytes) -> Statement:

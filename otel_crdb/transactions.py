@@ -18,9 +18,9 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import characteristics, errors, events, facts, idle_time, outcomes, semconv, signals
-from .hooks import Hook
-from .operations import BLOCK, ClientOperation, is_suppressed
+from . import characteristics, errors, events, facts, idle_time, neighbours, outcomes, semconv, signals
+from .hooks import Hook, call_back
+from .operations import BLOCK, ClientOperation, is_untold
 from .state import ConnectionRecord, Phase, Transaction, connected, current_request, record_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .signals import Signals
 
 
-def for_statement(wrapper: Any, record: ConnectionRecord, *, quiet: bool) -> Transaction | None:
+def for_statement(wrapper: Any, record: ConnectionRecord, *, untold: bool) -> Transaction | None:
     """Return the transaction that the next statement belongs to, begun on the wire by it."""
     transaction = record.transaction
     if transaction is None:
@@ -41,7 +41,7 @@ def for_statement(wrapper: Any, record: ConnectionRecord, *, quiet: bool) -> Tra
         )
     if transaction.phase is Phase.NOTHING_SENT:
         transaction.phase = Phase.STATEMENT_SENT
-        if not quiet and not of_testcase(wrapper):
+        if not untold and not of_testcase(wrapper):
             OPEN_SPAN.run(wrapper, record, transaction)
     elif transaction.open_seen and STATUS.run(wrapper.connection) == facts.IDLE:
         _note_unseen_commit(transaction)
@@ -74,6 +74,8 @@ def _open_span(wrapper: Any, record: ConnectionRecord, transaction: Transaction)
     transaction.context = trace.set_span_in_context(transaction.span, outer)
     # Told when the span closes: later statements may say otherwise, and no attribute can be taken back.
     transaction.characteristics = characteristics.at_begin(wrapper.connection)
+    if signal.config.transaction_hook is not None and transaction.span.is_recording():
+        TRANSACTION_HOOK.run(signal.config.transaction_hook, transaction.span, wrapper)
 
 
 def _make_current(transaction: Transaction, span: Span) -> None:
@@ -259,8 +261,7 @@ class _EndOperation(ClientOperation):
             attributes={**record.facts.metric, semconv.DB_QUERY_SUMMARY: name},
             transaction=record.transaction,
             connection=record.connection,
-            quiet=quiet or is_suppressed() or of_testcase(wrapper),
-            suppress_driver=record.driver_instrumented,
+            quiet=quiet or is_untold(wrapper.alias) or of_testcase(wrapper) or self._is_theirs(signal),
         )
         if self.transaction is not None:
             idle_time.count(self.transaction, self.started)
@@ -270,6 +271,10 @@ class _EndOperation(ClientOperation):
         super().finish(result, error)
         if self.transaction is not None and not self.transaction.atomic:
             close(self.record)
+
+    def _is_theirs(self, signal: Signals) -> bool:
+        watchers = neighbours.watchers_of(self.record.connection)
+        return watchers.datadog and watchers.own(signal)  # OpenTelemetry's make none of COMMIT
 
 
 class _Commit(_EndOperation):
@@ -387,6 +392,7 @@ def _begin_set_rollback(wrapper: Any, rollback: bool) -> None:
             transaction.rollback_asked = rollback
 
 
+TRANSACTION_HOOK = Hook("transaction_hook", call_back)
 OPEN_SPAN = Hook("transactions.span", _open_span)
 STATUS = Hook("transactions.status", facts.transaction_status)
 SET_ROLLBACK = Hook("DatabaseWrapper.set_rollback", _begin_set_rollback)

@@ -40,9 +40,11 @@ def wsgi_server():
     ) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextlib.contextmanager
@@ -54,9 +56,11 @@ def asgi_server():
     server = Announcing(config)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
-    assert server.ready.wait(10)
-    yield listening.getsockname()[1]
-    server.should_exit = True
-    thread.join()
-    listening.close()
-    gc.collect()
+    try:
+        assert server.ready.wait(10)
+        yield listening.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+        gc.collect()

@@ -176,9 +176,9 @@ def driver_instrumentation(accounts):
 
 def test_statement_span_has_one_owner(driver_instrumentation, caplog):
     """Beside contrib's driver instrumentation the span is ours, theirs is suppressed, and it is said once."""
-    from otel_crdb import facts
+    from otel_crdb import neighbours
 
-    facts._say_driver_instrumented.cache_clear()
+    neighbours.forget_what_was_said()
     with Telemetry() as telemetry, caplog.at_level(logging.WARNING, "otel_crdb"):
         for _ in range(2):
             Account.objects.count()
@@ -190,10 +190,12 @@ def test_statement_span_has_one_owner(driver_instrumentation, caplog):
 
 
 def test_statement_span_yields_to_the_driver_on_demand(driver_instrumentation):
-    """With ``statement_owner="driver"`` theirs is made and ours is not."""
+    """With ``statement_owner="driver"`` theirs is made and ours is not; the transaction around it is ours."""
     with Telemetry(statement_owner="driver") as telemetry:
-        Account.objects.count()
+        with transaction.atomic():
+            Account.objects.count()
         assert "SELECT account" not in telemetry.names()
+        assert [name.split()[0] for name in telemetry.names()[-2:]] == ["transaction", "COMMIT"]
         assert "SELECT" in [span.name for span in driver_instrumentation.spans]
 
 
