@@ -174,7 +174,7 @@ def _number_of(rows: Any) -> int | None:
 
 def _begin_callproc(cursor: Any, procname: Any, *_: Any, **__: Any) -> _Statement | None:
     call = f"CALL {name_of(procname, cursor.cursor)}"
-    verb, _, name = statements.describe(call).summary.partition(" ")  # bounded, and no literal in it
+    verb, _space, name = statements.describe(call).summary.partition(" ")  # bounded, and no literal in it
     return _begin(cursor, call, {semconv.DB_STORED_PROCEDURE_NAME: name} if verb == "CALL" and name else {})
 
 
