@@ -12,6 +12,7 @@ from opentelemetry import trace
 from opentelemetry._logs import SeverityNumber
 
 from . import errors, redaction, semconv, signals
+from .metrics import OTHER
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -59,7 +60,16 @@ def words_of(error: BaseException, failure: errors.Classification | None) -> Err
     if failure is not None:
         words[semconv.ERROR_CLASS] = failure.error_class
         message = redaction.mask_error_text(errors.driver_error(error), sqlstate)
-    return ErrorWords(words, words, message)
+    return ErrorWords(words, _bounded(words), message)
+
+
+def _bounded(words: dict[str, str]) -> dict[str, str]:
+    """Return the words as they stand on data points: codes and classes can be made up without end."""
+    signal, word = signals.current, words[semconv.ERROR_TYPE]
+    if signal is None or signal.instruments.bounded_error(word) == word:
+        return words
+    kept = {name: value for name, value in words.items() if name != semconv.DB_RESPONSE_STATUS_CODE}
+    return {**kept, semconv.ERROR_TYPE: OTHER}
 
 
 def findings_of(failure: errors.Classification | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ our code is counted, logged once a hook, and the call goes on as if we were not 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections import Counter
@@ -102,9 +103,10 @@ def report(name: str, fault: BaseException) -> None:
     if first:
         # The database's error may hang behind ours, with keys and rows in its text: cut it off.
         fault.__cause__ = fault.__context__ = None
-        logger.error(
-            "otel_crdb: the hook %s failed; the application's call went on without it. "
-            "Further failures of this hook are only counted.",
-            name,
-            exc_info=fault,
-        )
+        with contextlib.suppress(Exception):  # a handler of the application's, or the end of the stack
+            logger.error(
+                "otel_crdb: the hook %s failed; the application's call went on without it. "
+                "Further failures of this hook are only counted.",
+                name,
+                exc_info=fault,
+            )

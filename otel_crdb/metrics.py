@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 SUMMARY_LIMIT = 200
 #: Distinct ``cockroachdb.txn.name`` on data points of one process.
 NAME_LIMIT = 200
+#: Distinct ``error.type`` on data points of one process: an application can make up codes and classes.
+ERROR_LIMIT = 100
+#: OpenTelemetry's word for all others.
+OTHER = "_OTHER"
 
 
 #: Made once a meter: an SDK warns of an instrument that is made twice.
@@ -87,6 +91,7 @@ class Instruments:
         )
         self._summaries: set[str] = set()
         self._names: set[str] = set()
+        self._errors: set[str] = set()
 
     def bounded_summary(self, summary: str) -> str:
         """Return the summary, or its operation alone once there are too many."""
@@ -95,8 +100,17 @@ class Instruments:
         if len(self._summaries) < SUMMARY_LIMIT:
             self._summaries.add(summary)
             return summary
-        words = summary.split(" ", 2)
+        words = summary.upper().split(" ", 2)  # a verb can be written in a thousand ways
         return " ".join(words[: 2 if words[0] == "BATCH" else 1])
+
+    def bounded_error(self, word: str) -> str:
+        """Return an error's code or class, or ``_OTHER`` once there are too many."""
+        if word in self._errors:
+            return word
+        if len(self._errors) < ERROR_LIMIT:
+            self._errors.add(word)
+            return word
+        return OTHER
 
     def bounded_name(self, name: str) -> str:
         """Return the transaction's name, or ``other`` once there are too many."""

@@ -150,9 +150,10 @@ class _Exchange:
         assert self.span is not None
         self.span.set_attribute(semconv.ERROR_TYPE, errors.error_type(error))
         self.span.set_status(Status(StatusCode.ERROR))
+        signal, word = signals.current, errors.error_type(error)
         measured = {
             **(meta.get(contrib._environ_duration_attr_key) or {}),
-            semconv.ERROR_TYPE: errors.error_type(error),
+            semconv.ERROR_TYPE: word if signal is None else signal.instruments.bounded_error(word),
         }
         if contrib._duration_histogram_new is not None:
             seconds = default_timer() - meta[contrib._environ_timer_key]

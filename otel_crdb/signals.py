@@ -88,7 +88,8 @@ def _service_name(config: Config) -> str:
 def use_silence() -> None:
     """Have transactions recorded, and nothing told."""
     global current
-    instruments, config = Instruments(NoOpMeterProvider().get_meter(SCOPE)), Config()
+    instruments = Instruments(NoOpMeterProvider().get_meter(SCOPE))
+    config = Config(node_id=False)  # nobody is told of nodes
     excluded = Exclusions(config)
     current = Signals(NoOpTracer(), NoOpLogger(SCOPE), instruments, config, "spans", excluded, silent=True)
 

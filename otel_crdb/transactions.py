@@ -128,11 +128,15 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
     failure = transaction.commit_failure or transaction.failure
     taken = ended - transaction.started
     words: dict[str, Any] = {semconv.TXN_OUTCOME: outcome}
+    measured = {**known.metric, **words}
     if outcome in outcomes.FAILURES or transaction.silent_abort:
-        words.update(_failure_words(transaction, failure))
+        error = transaction.commit_error or transaction.error
+        if error is not None:
+            told = events.words_of(error, failure)
+            words.update(told.span)
+            measured.update(told.metric)
         span.set_status(Status(StatusCode.ERROR))
     request = current_request.get()
-    measured = {**known.metric, **words}
     name = transaction.name or (request.route if request is not None else "")
     if name:
         measured[semconv.TXN_NAME] = signal.instruments.bounded_name(name)
@@ -166,11 +170,6 @@ def _note_unseen_commit(transaction: Transaction) -> None:
     """
     unseen = transaction.phase is Phase.STATEMENT_SENT and not transaction.rolled_back_within
     transaction.committed_within |= unseen
-
-
-def _failure_words(transaction: Transaction, failure: Classification | None) -> dict[str, str]:
-    error = transaction.commit_error or transaction.error
-    return events.words_of(error, failure).span if error is not None else {}
 
 
 # --- autocommit --------------------------------------------------------------------------------
