@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `otel-crdb`: play drills, list the faults, stand as a proxy that fails on demand."""
+"""The command `otel-crdb`: examine an application, play drills, stand as a proxy that fails on demand."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import importlib.util
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import otel_crdb
 
-from .testing import drills, faults
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .testing.drills import Drill
 
 FINE, INTERRUPTED, UNUSABLE = 0, 130, 2
 #: What playing drills takes beside this package, and the extra that brings it.
@@ -43,9 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("otel-crdb", description="CockroachDB's failures on demand.")
+    parser = argparse.ArgumentParser(
+        "otel-crdb",
+        description="Telemetry of Django on CockroachDB: is it there?",
+    )
     parser.add_argument("--version", action="version", version=f"otel_crdb {otel_crdb.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
+
+    _add_doctor(commands)
 
     drill = commands.add_parser(
         "drill",
@@ -83,6 +88,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_doctor(commands: Any) -> None:
+    from .doctor import examination
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="tell what is instrumented, whether telemetry arrives, and what mends what is wrong",
+        description="Load the application as a server does and tell what is instrumented, what each alias "
+        "reaches, and whether a test span, data point and log record arrive; each finding with the line that "
+        "mends it. The exit status is 0 when nothing is wrong, 1 when something is, 2 when it is unknown.",
+        epilog="It reads from the database and writes nothing to it. No password and no header is printed.",
+    )
+    doctor.add_argument("--settings", metavar="MODULE", help="as DJANGO_SETTINGS_MODULE")
+    examination.add_arguments(doctor)
+    doctor.set_defaults(run=_doctor)
+
+
 def _address(text: str) -> tuple[str, int]:
     """Read where to listen: a port, with or without the one host there is."""
     host, _, port = text.rpartition(":")
@@ -91,6 +112,15 @@ def _address(text: str) -> tuple[str, int]:
     if not port.isdecimal() or int(port) > 65_535:
         raise argparse.ArgumentTypeError(f"{port!r} is no port")
     return "127.0.0.1", int(port)
+
+
+# --- doctor ----------------------------------------------------------------------------------------------
+
+
+def _doctor(asked: argparse.Namespace) -> NoReturn:
+    from .doctor import examination
+
+    examination.leave(examination.run(examination.asked_for(asked)))
 
 
 # --- drills ----------------------------------------------------------------------------------------------
@@ -107,14 +137,18 @@ def _drill(asked: argparse.Namespace) -> int:
     return int(demo_module("drill_command").play(chosen, asked.patience))
 
 
-def _named(name: str) -> drills.Drill:
+def _named(name: str) -> Drill:
+    from .testing import drills
+
     try:
         return drills.named(name)
     except ValueError as error:
         raise Unusable(str(error)) from error
 
 
-def _list_drills(chosen: list[drills.Drill]) -> None:
+def _list_drills(chosen: list[Drill]) -> None:
+    from .testing import drills
+
     for family, members in drills.FAMILIES.items():
         rows = {each.name: each.title for each in members if not chosen or each in chosen}
         _write_table(family, rows, max(map(len, drills.CATALOGUE)))
@@ -135,6 +169,8 @@ def demo_module(name: str) -> Any:
 
 
 def _faults(_: argparse.Namespace) -> int:
+    from .testing import faults
+
     for family, members in faults.FAMILIES.items():
         _write_table(family, {each.name: each.summary for each in members}, 52)
     sys.stdout.write("docs/faults.md tells each in full.\n")

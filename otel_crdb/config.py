@@ -143,6 +143,15 @@ def sdk_disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
+def requests_switched_off() -> str:
+    """Return the variable by which requests have no span, as it is set; empty where none has it so."""
+    if "django" in disabled_instrumentations():
+        return "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names django"
+    if os.environ.get("OTEL_PYTHON_DJANGO_INSTRUMENT") == "False":  # as contrib reads it
+        return "OTEL_PYTHON_DJANGO_INSTRUMENT is False"
+    return ""
+
+
 def disabled_instrumentations() -> frozenset[str]:
     """Return what ``OTEL_PYTHON_DISABLED_INSTRUMENTATIONS`` names; ``*`` is all of them."""
     words = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "").split(",")

@@ -18,18 +18,20 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-#: How long the rest may take, in seconds.
-TIMEOUT = 5.0
+#: How long the rest may take, in seconds, where the process goes on to end by itself.
+TIMEOUT = 3.0
 UID = "otel_crdb.exits"
 
 #: Sends what is held, within so many seconds; None where nothing is instrumented.
 _flush: Callable[[float], object] | None = None
+#: The same for the last time: nobody is asked twice.
+_end: Callable[[], object] | None = None
 
 
-def watch(flush: Callable[[float], object]) -> Callable[[], None]:
-    """Have ``flush(timeout)`` called where a process ends unseen, and return what stops that."""
-    global _flush
-    _flush = flush
+def watch(flush: Callable[[float], object], end: Callable[[], object]) -> Callable[[], None]:
+    """Have ``flush(timeout)`` or ``end()`` called where a process ends unseen, and return what stops that."""
+    global _flush, _end
+    _flush, _end = flush, end
     _Forks.watch()
     _guarded(_watch_uvicorn)
     _guarded(_watch_this_child)
@@ -37,14 +39,20 @@ def watch(flush: Callable[[float], object]) -> Callable[[], None]:
 
 
 def _stop() -> None:
-    global _flush
-    _flush = None
+    global _flush, _end
+    _flush = _end = None
 
 
-def _send_the_rest(*_: Any, **__: Any) -> None:
+def _send_the_rest() -> None:
     flush = _flush
     if flush is not None:
         _guarded(functools.partial(flush, TIMEOUT))
+
+
+def _send_the_last(*_: Any, **__: Any) -> None:
+    end = _end
+    if end is not None:
+        _guarded(end)
 
 
 def _guarded(call: Callable[[], object]) -> None:
@@ -75,13 +83,13 @@ class _Forks:
             util.register_after_fork(cls._token, lambda _: _send_at_the_end_of_this_child())
         signals = sys.modules.get("celery.signals")
         if signals is not None:  # the workers of Celery's pool run no finalizer
-            signals.worker_process_shutdown.connect(_send_the_rest, weak=False, dispatch_uid=UID)
+            signals.worker_process_shutdown.connect(_send_the_last, weak=False, dispatch_uid=UID)
 
 
 def _send_at_the_end_of_this_child() -> None:
     from multiprocessing.util import Finalize
 
-    Finalize(None, _send_the_rest, exitpriority=-10)  # after the child's own finalizers
+    Finalize(None, _send_the_last, exitpriority=-10)  # after the child's own finalizers
 
 
 def _watch_this_child() -> None:
@@ -91,7 +99,7 @@ def _watch_this_child() -> None:
         _send_at_the_end_of_this_child()
     signals = sys.modules.get("celery.signals")
     if signals is not None:
-        signals.worker_process_shutdown.connect(_send_the_rest, weak=False, dispatch_uid=UID)
+        signals.worker_process_shutdown.connect(_send_the_last, weak=False, dispatch_uid=UID)
 
 
 def _watch_uvicorn() -> None:
@@ -103,7 +111,7 @@ def _watch_uvicorn() -> None:
     @functools.wraps(original)
     async def shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
         await original(self, *args, **kwargs)
-        _send_the_rest()  # in the loop's thread: there is nobody left to serve
+        _send_the_rest()  # in the loop's thread: nobody is left to serve. The program itself may go on
 
     shutdown.otel_crdb = True  # type: ignore[attr-defined]
     server.shutdown = shutdown

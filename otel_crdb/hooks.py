@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 REGISTRY: dict[str, Hook] = {}
 #: Faults of our own code, counted by hook.
 faults: Counter[str] = Counter()
-_faults_lock = threading.Lock()
+_faults_lock = threading.RLock()
 
 
 class Operation(Protocol):
@@ -93,6 +93,13 @@ def fault_counts() -> dict[str, int]:
     """Return the faults so far, by hook."""
     with _faults_lock:
         return dict(faults)
+
+
+def forget_faults() -> None:
+    """Begin anew, in a child process: another thread of the parent may have held the lock at the fork."""
+    global _faults_lock
+    _faults_lock = threading.RLock()
+    faults.clear()
 
 
 def report(name: str, fault: BaseException) -> None:

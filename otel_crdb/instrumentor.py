@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import got_request_exception
 from django.db import connections as open_wrappers
 from opentelemetry.instrumentation.django import DjangoInstrumentor
@@ -42,6 +45,11 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         # The loader of opentelemetry-instrument hands these to every instrumentor.
         options.pop("skip_dep_check", None)
         options.pop("raise_exception_on_conflict", None)
+        if _settings_are_being_loaded():  # Django would keep the half that it has
+            raise ImproperlyConfigured(
+                "otel_crdb.instrument() was called while the settings are loaded: call it in wsgi.py, "
+                "asgi.py or manage.py, or in an AppConfig's ready()"
+            )
         chosen = option_sources.read(options)
         self._undo = []
         off = _switched_off()
@@ -53,10 +61,13 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         try:
             signals.use(chosen)
             self._undo.append(signals.stop)
-            self._undo.append(exits.watch(flush))
+            self._undo.append(exits.watch(flush, lambda: pipeline.end(chosen)))
             recording.start()
             self._undo.append(recording.stop)
-            if "django" not in config.disabled_instrumentations():
+            no_requests = config.requests_switched_off()
+            if no_requests:
+                logger.info("otel_crdb: %s: requests have no spans.", no_requests)
+            else:
                 self._hook_requests(chosen, before)
             if chosen.retry_atomic_requests is not False:
                 self._retry_views(chosen.retry_atomic_requests)
@@ -107,6 +118,11 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         self._undo.append(restore)
         got_request_exception.connect(requests.receive_exception, dispatch_uid=REQUEST_MIDDLEWARE)
         self._undo.append(lambda: got_request_exception.disconnect(dispatch_uid=REQUEST_MIDDLEWARE))
+
+
+def _settings_are_being_loaded() -> bool:
+    module = sys.modules.get(os.environ.get("DJANGO_SETTINGS_MODULE", ""))
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
 
 
 def _switched_off() -> str:

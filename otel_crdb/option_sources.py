@@ -20,7 +20,7 @@ from .option_kinds import Kind, checked, nearest
 SETTING = "OTEL_CRDB"
 PREFIX = "OTEL_CRDB_"
 #: Variables with our prefix that are no options: they say on which ground the tests and the demo stand.
-NO_OPTIONS = ("OTEL_CRDB_TEST_", "OTEL_CRDB_MODEL_", "OTEL_CRDB_SUITE_", "OTEL_CRDB_DJANGO_")
+NO_OPTIONS = ("OTEL_CRDB_TEST_", "OTEL_CRDB_SUITE_", "OTEL_CRDB_DJANGO_")
 
 
 def read(keywords: Mapping[str, Any]) -> Config:

@@ -49,7 +49,7 @@ class RequestMiddleware:
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         self.get_response = get_response
-        self._contrib = _DjangoMiddleware(get_response)
+        self._contrib: Any = _SpanMaker(get_response)  # type: ignore[no-untyped-call]
         if iscoroutinefunction(get_response):
             markcoroutinefunction(self)
 
@@ -65,6 +65,17 @@ class RequestMiddleware:
         with _Observed(self._contrib, request) as observed:
             observed.response = await self.get_response(request)
         return observed.response
+
+
+class _SpanMaker(_DjangoMiddleware):
+    """Contrib's middleware; where the route cannot be found out, the method is the span's name."""
+
+    @staticmethod
+    def _get_span_name(request: Any) -> Any:
+        try:
+            return _DjangoMiddleware._get_span_name(request)
+        except Exception:  # noqa: BLE001 - a path converter raises what it likes, and Django answers that
+            return request.method
 
 
 class _Observed:

@@ -63,7 +63,7 @@ def use(config: Config) -> None:
         config,
         exception_signal(),
         Exclusions(config),
-        _service_name(config) if config.application_name is None else config.application_name,
+        _sendable(_service_name(config) if config.application_name is None else config.application_name),
     )
 
 
@@ -83,6 +83,11 @@ def _service_name(config: Config) -> str:
     attributes = getattr(getattr(provider, "resource", None), "attributes", {})
     name = str(attributes.get(SERVICE_NAME, ""))
     return "" if name.startswith("unknown_service") else name
+
+
+def _sendable(name: str) -> str:
+    """Return a name that the drivers can send: a variable may hold bytes that are no text."""
+    return name.replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def use_silence() -> None:

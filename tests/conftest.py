@@ -49,6 +49,31 @@ def _driver_of_the_run():
     del sys.modules["psycopg"]
 
 
+#: What other versions of Python and Django are spared with ``OTEL_CRDB_TEST_SHORT=1``: processes, pages,
+#: other people, hostile input; it takes long, and one version of each is run on every change.
+LONG = (
+    "beside beside_poolers bounds delivery docs doctor doctor_collector doctor_report hostile_input "
+    "hostile_requests starts suites tutorial variables"
+).split()
+#: What the driver has no part in: run on psycopg 3.
+ANY_DRIVER = (
+    "bounds checks delivery doctor doctor_collector doctor_report fast_exporter fork hostile_requests options "
+    "suites variables"
+).split()
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what this run is spared, unless the command line names its module."""
+    spared = set(LONG) if os.environ.get("OTEL_CRDB_TEST_SHORT") else set()
+    if os.environ.get("OTEL_CRDB_TEST_DRIVER") == "psycopg2":
+        spared.update(ANY_DRIVER)
+    spared = {f"test_{name}" for name in spared if not any(f"test_{name}.py" in told for told in config.args)}
+    left_out = [item for item in items if item.path.stem in spared]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item.path.stem not in spared]
+
+
 _SERVER = pytest.StashKey()
 
 

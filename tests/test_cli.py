@@ -204,6 +204,14 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"otel_crdb {__version__}\n"
 
 
+def test_the_commands_are_listed(capsys):
+    """The help names every command, the one that a newcomer needs first of all."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    assert "{doctor,drill,fault-proxy,faults}" in capsys.readouterr().out
+
+
 def test_a_list_that_nobody_reads_to_its_end_is_no_failure():
     """`otel-crdb faults | head -1` says nothing of a broken pipe."""
     command = [sys.executable, "-m", "otel_crdb", "faults"]

@@ -4,6 +4,8 @@
 import importlib.metadata
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 from django.conf import settings
@@ -232,3 +234,15 @@ def test_middleware_of_an_overridden_setting(accounts):
     finally:
         otel_crdb.uninstrument()
         settings.MIDDLEWARE = before
+
+
+def test_called_while_the_settings_are_loaded(tmp_path):
+    """Called by the settings module itself, it refuses: Django would keep the half of them that there is yet."""
+    (tmp_path / "half.py").write_text("import otel_crdb\notel_crdb.instrument()\nDATABASES = {}\n")
+    program = "from django.conf import settings; settings.DATABASES"
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "half", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        "ImproperlyConfigured: otel_crdb.instrument() was called while the settings are loaded" in done.stderr
+    )

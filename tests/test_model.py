@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any transfer, any fault at any point: what must hold of money, attempts, connection and telemetry holds.
 
-``OTEL_CRDB_MODEL_EXAMPLES`` asks for so many examples, from a seed that is printed (``OTEL_CRDB_MODEL_SEED`` gives one);
+``OTEL_CRDB_TEST_MODEL_EXAMPLES`` asks for so many examples, from a seed that is printed (``OTEL_CRDB_TEST_MODEL_SEED`` gives one);
 without it a few are played, the same each time.
 """
 
@@ -27,7 +27,7 @@ from .model.invariants import Broken
 from .model.machine import BankMachine, Tally
 from .servers import needs_postgresql
 
-LONG = int(os.environ.get("OTEL_CRDB_MODEL_EXAMPLES") or 0)
+LONG = int(os.environ.get("OTEL_CRDB_TEST_MODEL_EXAMPLES") or 0)
 FEW = 60
 #: For a defect to be found: it is over with the first that shows it.
 ENOUGH = 400
@@ -82,9 +82,9 @@ def say(capsys, words):
 def test_any_transfer_under_any_faults(machine, capsys):
     """Whatever fails and whenever, nothing is paid twice, lost, left behind, or told otherwise than it was."""
     if LONG:
-        seed = int(os.environ.get("OTEL_CRDB_MODEL_SEED") or random.getrandbits(32))
+        seed = int(os.environ.get("OTEL_CRDB_TEST_MODEL_SEED") or random.getrandbits(32))
         hypothesis.seed(seed)(machine)
-        say(capsys, f"OTEL_CRDB_MODEL_SEED={seed}")
+        say(capsys, f"OTEL_CRDB_TEST_MODEL_SEED={seed}")
     try:
         run_state_machine_as_test(
             machine, settings=budget(LONG or FEW, phases=[Phase.generate, Phase.shrink])

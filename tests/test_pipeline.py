@@ -194,12 +194,56 @@ def test_flush_keeps_to_its_time():
     assert done.stdout.split() == ["False", "True"]
 
 
+SPANS = """
+otel_crdb.instrument()
+from opentelemetry import _logs, metrics, trace
+for index in range(2000):
+    trace.get_tracer("application").start_span(f"span {index}").end()
+_logs.get_logger("application").emit(body="said")
+metrics.get_meter("application").create_counter("payments").add(1)
+"""
+
+
+def test_process_that_just_ends_loses_nothing_of_much(receiver):
+    """A queue that is nearly full leaves whole when the process ends, with the other signals."""
+    done = run(SPANS, OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint)
+    assert len(set(names(receiver))) == 2000
+    assert len(receiver.telemetry.logs) == 1
+    assert "payments" in {point.metric for point in receiver.telemetry.points}
+    assert done.stderr == ""
+
+
+def test_process_ends_where_nobody_answers():
+    """With a collector that never answers the process ends all the same, and says once a signal what was lost."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        # Sixty seconds and more, but for the end's own bound; run() waits for less.
+        done = run(SPANS, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint, OTEL_EXPORTER_OTLP_TIMEOUT="600")
+    for noun in ("spans", "log records", "data points"):
+        assert done.stderr.count(f"otel_crdb: {noun} are being lost") == 1
+
+
+def test_drops_leave_with_the_metrics(receiver):
+    """What a signal has lost arrives as a metric, by the signal that works."""
+    run(
+        SPANS + "assert not otel_crdb.flush()",
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.endpoint,
+        OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="http://127.0.0.1:1/v1/traces",
+        OTEL_EXPORTER_OTLP_TIMEOUT="1",
+    )
+    last = [point for point in receiver.telemetry.points if point.metric == "otel_crdb.telemetry.dropped"][-1]
+    assert last.value == 2000
+    assert last.attributes["otel_crdb.telemetry.drop_reason"] == "export_failed"
+
+
 def test_protocol_can_be_chosen_for_one_signal(receiver):
     """``OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=grpc`` makes the gRPC exporter for traces alone."""
     done = run(
         """
-        from otel_crdb import pipeline
-        print(*(type(pipeline._otlp_exporter(s)).__module__.split(".")[4] for s in ("TRACES", "METRICS")))
+        from otel_crdb import otlp
+        print(*(type(otlp.exporter(s, otlp.protocol(s))).__module__.split(".")[4] for s in ("TRACES", "METRICS")))
         os._exit(0)
         """,
         OTEL_EXPORTER_OTLP_TRACES_PROTOCOL="grpc",

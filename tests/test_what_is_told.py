@@ -317,3 +317,18 @@ def test_name_that_was_given_elsewhere_stays(service):
     assert application_name() == "from the shell"
     service.setitem(connection.settings_dict["OPTIONS"], "application_name", "from the settings")
     assert application_name() == "from the settings"
+
+
+def test_name_that_is_no_text_breaks_no_connection(service):
+    """A service's name with bytes that are no text, which a variable may hold, is told as far as it is one."""
+    assert application_name(application_name="caf\udcff\0") == "caf?"
+
+
+def test_contribs_own_switch_is_honoured(monkeypatch, caplog):
+    """``OTEL_PYTHON_DJANGO_INSTRUMENT=False`` leaves requests alone, and the log says why."""
+    monkeypatch.setenv("OTEL_PYTHON_DJANGO_INSTRUMENT", "False")
+    with caplog.at_level(logging.INFO, "otel_crdb"), Telemetry() as telemetry:
+        Client().get("/read/")
+        assert servers_of(telemetry) == []
+        assert "SELECT account" in telemetry.names()
+    assert "OTEL_PYTHON_DJANGO_INSTRUMENT is False: requests have no spans" in caplog.text

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must not be printed: passwords of DATABASES, OTLP headers, whoever stands in a URL.
+
+The findings name none of it by themselves; this is for the texts of others in them: a driver's message,
+an exception of the application's settings, an endpoint as it was configured.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import quote, unquote
+
+Hide = Callable[[str], str]
+
+HIDDEN = "***"
+#: Anything before an @ in the authority of a URL.
+USERINFO = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+#: ``password=…`` of a conninfo string, and the like in a query.
+NAMED = re.compile(
+    r"(?i)\b(\w*(?:password|passwd|secret|token|api[-_]?key)\w*\s*[=:]\s*)('[^']*'|[^\s&,;'\"]+)"
+)
+#: Keys of ``DATABASES`` and ``OPTIONS`` whose values are secrets.
+SECRET_KEYS = re.compile(r"(?i)pass(word|wd)?$|secret|token")
+HEADER_VARIABLES = re.compile(r"OTEL_EXPORTER_OTLP_(\w+_)?HEADERS")
+#: Shorter ones would take innocent letters out of every word.
+SHORTEST = 4
+
+
+def hider(values: Iterable[str]) -> Hide:
+    """Return what takes these values, and what looks like a secret, out of a text."""
+    every = {form for value in values for form in (value, unquote(value), quote(value, safe=""))}
+    known = sorted((value for value in every if len(value) >= SHORTEST), key=len, reverse=True)
+
+    def hide(text: str) -> str:
+        for value in known:
+            text = text.replace(value, HIDDEN)
+        return NAMED.sub(rf"\1{HIDDEN}", USERINFO.sub("", text))
+
+    return hide
+
+
+def of_process() -> set[str]:
+    """Return the secrets that the environment of this process holds."""
+    found = {os.environ.get("PGPASSWORD", "")}
+    for name, text in os.environ.items():
+        if HEADER_VARIABLES.fullmatch(name):
+            for pair in text.split(","):
+                found |= _header_values(pair.partition("=")[2].strip())
+    return found - {""}
+
+
+def _header_values(value: str) -> set[str]:
+    """Return a header's value, and the part of it after ``Bearer``."""
+    whole = unquote(value)
+    return {value, whole, whole.rpartition(" ")[2]}
+
+
+def of_settings(settings: Any) -> set[str]:
+    """Return the secrets of Django's settings."""
+    found = {str(getattr(settings, "SECRET_KEY", "") or "")}
+    for alias in (getattr(settings, "DATABASES", None) or {}).values():
+        found |= _secrets_in(alias)
+        found |= _secrets_in(alias.get("OPTIONS") or {})
+    return found - {""}
+
+
+def _secrets_in(entries: Mapping[str, Any]) -> set[str]:
+    return {
+        str(value)
+        for name, value in entries.items()
+        if value and isinstance(value, (str, bytes)) and SECRET_KEYS.search(str(name))
+    }
