@@ -116,7 +116,8 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             settings.MIDDLEWARE = before if untouched else rest
 
         self._undo.append(restore)
-        got_request_exception.connect(requests.receive_exception, dispatch_uid=REQUEST_MIDDLEWARE)
+        # Not weak: Django keeps something of each weak connection for good; the function lives on anyway.
+        got_request_exception.connect(requests.receive_exception, dispatch_uid=REQUEST_MIDDLEWARE, weak=False)
         self._undo.append(lambda: got_request_exception.disconnect(dispatch_uid=REQUEST_MIDDLEWARE))
 
 

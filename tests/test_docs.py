@@ -21,6 +21,7 @@ from django.http import HttpResponse
 from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 from django.views import View
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 
 import otel_crdb
 from otel_crdb import config, delivery
@@ -203,6 +204,26 @@ def project_file(name):
     """Return the text of a file of docs/testing.md."""
     (found,) = [each for each in pages.blocks("docs/testing.md") if each.file == name]
     return found.text
+
+
+@once
+@runs("docs/delivery.md", "# bank/settings.py")
+def test_headers_of_strangers_stay_out_of_the_log(caplog):
+    """With the page's LOGGING, a header that OpenTelemetry cannot read is logged no more; before, it was."""
+    logged = logging.getLogger("opentelemetry.baggage.propagation")
+
+    def read_huge_header():
+        caplog.clear()
+        W3CBaggagePropagator().extract({"baggage": "x" * 9000})
+        return len(caplog.records)
+
+    assert read_huge_header() == 1
+    loggers = run(block("docs/delivery.md", "# bank/settings.py"), {})["LOGGING"]["loggers"]
+    try:
+        logged.setLevel(loggers[logged.name]["level"])
+        assert read_huge_header() == 0
+    finally:
+        logged.setLevel(logging.NOTSET)
 
 
 @once
