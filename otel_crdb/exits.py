@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -111,7 +112,11 @@ def _watch_uvicorn() -> None:
     @functools.wraps(original)
     async def shutdown(self: Any, *args: Any, **kwargs: Any) -> None:
         await original(self, *args, **kwargs)
-        _send_the_rest()  # in the loop's thread: nobody is left to serve. The program itself may go on
+        # In the loop's thread: nobody is left to serve. Without that signal the program itself may go on.
+        if signal.SIGTERM in getattr(self, "_captured_signals", ()):
+            _send_the_last()
+        else:
+            _send_the_rest()
 
     shutdown.otel_crdb = True  # type: ignore[attr-defined]
     server.shutdown = shutdown

@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ REGISTRY: dict[str, Hook] = {}
 #: Faults of our own code, counted by hook.
 faults: Counter[str] = Counter()
 _faults_lock = threading.RLock()
+#: Whether a function of the application's is being called back.
+_called_back: ContextVar[bool] = ContextVar("otel_crdb_called_back", default=False)
 
 
 class Operation(Protocol):
@@ -85,8 +88,17 @@ class Hook:
 
 
 def call_back(function: Callable[..., Any], *args: Any) -> None:
-    """Call a function of the application's that adds to what is told; run by a hook, which guards it."""
-    function(*args)
+    """Call a function of the application's that adds to what is told; run by a hook, which guards it.
+
+    What such a function does itself is told, and calls none: it would call itself without end.
+    """
+    if _called_back.get():
+        return
+    token = _called_back.set(True)
+    try:
+        function(*args)
+    finally:
+        _called_back.reset(token)
 
 
 def fault_counts() -> dict[str, int]:

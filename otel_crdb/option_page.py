@@ -62,8 +62,8 @@ OTEL_CRDB = {{"request_hook": "bank.telemetry.add_tenant", "statement_hook": "ba
 
 A dotted path is imported by `instrument()`, before Django has loaded its applications: the module imports
 no models. A function is called only where the span is recorded. One that raises breaks nothing: the first
-time is logged, all are counted in `otel_crdb.hook.faults`. What it sets leaves as it is: mask what must not
-leave.
+time is logged, all are counted in `otel_crdb.hook.faults`. What it sends to the database itself is told, and
+calls no function. What it sets leaves as it is: mask what must not leave.
 
 ## Verify it
 

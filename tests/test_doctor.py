@@ -412,6 +412,15 @@ def test_other_backends_are_left_alone(shop, crdb):
     assert {each["mend"] for each in findings if each["level"] == "fail"} == {mend}
 
 
+def test_backend_that_cannot_be_loaded(shop):
+    """An alias whose ENGINE is none is told with the line that mends it; the others are asked all the same."""
+    shop.settings("DATABASES['lost'] = {'ENGINE': 'no_such.backend', 'NAME': 'x'}\n")
+    status, findings = shop.examine()
+    assert status == 1
+    assert findings.one("backend-not-loaded")["mend"] == 'DATABASES["lost"]["ENGINE"] = "django_cockroachdb"'
+    assert "connected in" in findings.about("default")
+
+
 def test_postgresql_under_the_backend_of_cockroachdb(shop, crdb):
     """A server that is no CockroachDB is named for what it is."""
     from django.db import connection

@@ -275,3 +275,11 @@ def test_proxy_between(monkeypatch):
     assert "sent through the proxy proxy.example:3128" in trouble.what
     assert trouble.mend == "NO_PROXY=collector.example"
     assert ask("http://collector.example:4318/v1/traces", sent=True) is None
+
+
+def test_header_that_cannot_be_sent():
+    """A header with a line's end is told by its variable, and nothing of its value."""
+    with Receiver() as receiver:
+        trouble = ask(f"{receiver.endpoint}/v1/traces", headers={"authorization": f"{SECRET}\nx"})
+    assert "a header of OTEL_EXPORTER_OTLP_HEADERS cannot be sent" in trouble.what
+    assert SECRET not in trouble.what + trouble.mend

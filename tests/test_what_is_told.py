@@ -332,3 +332,21 @@ def test_contribs_own_switch_is_honoured(monkeypatch, caplog):
         assert servers_of(telemetry) == []
         assert "SELECT account" in telemetry.names()
     assert "OTEL_PYTHON_DJANGO_INSTRUMENT is False: requests have no spans" in caplog.text
+
+
+def test_function_that_queries_calls_no_function():
+    """A statement that a hook of the application's sends is told, and does not call the hook again."""
+    calls = []
+
+    def query(span, wrapper, sql):
+        calls.append(sql)
+        with wrapper.cursor() as cursor:
+            cursor.execute("SELECT 1")
+
+    hooks.faults.clear()
+    with Telemetry(statement_hook=query) as telemetry:
+        Account.objects.count()
+        connection.close()
+        assert len(calls) == len([name for name in telemetry.names() if name == "SELECT"])
+        assert len([call for call in calls if "account" in call]) == 1
+    assert not hooks.faults

@@ -180,6 +180,11 @@ def _http_trouble(target: Target, payload: bytes, deadline: float) -> Trouble | 
         return Trouble(told, "OTEL_EXPORTER_OTLP_CERTIFICATE=/path/to/ca.pem")
     except ssl.SSLError:
         return _not_tls(target)
+    except ValueError:  # http.client quotes the value
+        return Trouble(
+            "a header of OTEL_EXPORTER_OTLP_HEADERS cannot be sent: it has a line's end, or is no Latin-1",
+            "OTEL_EXPORTER_OTLP_HEADERS=<name>=<value>, URL-encoded, on one line",
+        )
     except TimeoutError:
         return _other_language(target, deadline) or Trouble(
             f"{target.place} takes the connection and does not answer",

@@ -45,21 +45,40 @@ def of_databases(
     connections: Any, aliases: Sequence[str], config: Config, timeout: float
 ) -> tuple[Finding, ...]:
     """Ask every alias, side by side."""
-    asked = [alias for alias in aliases if connections[alias].vendor in ("cockroachdb", "postgresql")]
+    told: list[Finding] = []
+    loaded: dict[str, Any] = {}
+    for alias in aliases:
+        wrapper, error = _loaded(connections, alias)
+        if error is None:
+            loaded[alias] = wrapper
+        else:
+            told.append(_not_loaded(alias, error))
+    asked = [alias for alias in loaded if loaded[alias].vendor in ("cockroachdb", "postgresql")]
     probes = side_by_side(
-        [partial(_ask, connections[alias], config, timeout) for alias in asked],
+        [partial(_ask, loaded[alias], config, timeout) for alias in asked],
         time.monotonic() + timeout + 1,
     )
     answers = dict(zip(asked, probes, strict=True))
-    told: list[Finding] = []
-    for alias in aliases:
-        wrapper = connections[alias]
+    for alias, wrapper in loaded.items():
         if alias in answers:
             told += _of_alias(alias, wrapper, answers[alias], config, timeout)
         else:
             what = f"{wrapper.settings_dict['ENGINE']}: left alone, it is not CockroachDB's backend"
             told.append(Finding("note", alias, what))
     return tuple(told)
+
+
+def _loaded(connections: Any, alias: str) -> tuple[Any, Exception | None]:
+    try:
+        return connections[alias], None
+    except Exception as error:  # noqa: BLE001 - whatever a backend raises where it is loaded
+        return None, error
+
+
+def _not_loaded(alias: str, error: Exception) -> Finding:
+    what = f"its backend cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
+    mend = f'DATABASES["{alias}"]["ENGINE"] = "django_cockroachdb"'
+    return Finding("fail", alias, what, mend, "backend-not-loaded")
 
 
 def _ask(wrapper: Any, config: Config, timeout: float) -> Answer:

@@ -16,8 +16,8 @@ from urllib.parse import quote, unquote
 Hide = Callable[[str], str]
 
 HIDDEN = "***"
-#: Anything before an @ in the authority of a URL.
-USERINFO = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+#: Anything before an @ in a URL: a password may hold a slash that nobody has encoded.
+USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
 #: ``password=…`` of a conninfo string, and the like in a query.
 NAMED = re.compile(
     r"(?i)\b(\w*(?:password|passwd|secret|token|api[-_]?key)\w*\s*[=:]\s*)('[^']*'|[^\s&,;'\"]+)"
@@ -25,6 +25,8 @@ NAMED = re.compile(
 #: Keys of ``DATABASES`` and ``OPTIONS`` whose values are secrets.
 SECRET_KEYS = re.compile(r"(?i)pass(word|wd)?$|secret|token")
 HEADER_VARIABLES = re.compile(r"OTEL_EXPORTER_OTLP_(\w+_)?HEADERS")
+#: Words of a header's value that are no secrets.
+SCHEMES = frozenset({"Basic", "Bearer", "Digest", "basic", "bearer", "token"})
 #: Shorter ones would take innocent letters out of every word.
 SHORTEST = 4
 
@@ -53,9 +55,10 @@ def of_process() -> set[str]:
 
 
 def _header_values(value: str) -> set[str]:
-    """Return a header's value, and the part of it after ``Bearer``."""
+    """Return a header's value, its words without ``Bearer``, and these as an exception would print them."""
     whole = unquote(value)
-    return {value, whole, whole.rpartition(" ")[2]}
+    found = {value, whole, *(word for word in whole.split() if word not in SCHEMES)}
+    return found | {repr(each)[1:-1] for each in found}
 
 
 def of_settings(settings: Any) -> set[str]:
