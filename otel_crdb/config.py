@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import option_kinds
-from .option_kinds import BOOL, FUNCTION, NAMES, PATTERNS, PROVIDER, RETRIES, TEXT, Kind, one_of, whole_number
+from .option_kinds import BOOL, FUNCTION, NAMES, PATTERNS, RETRIES, TEXT, Kind, one_of, provider, whole_number
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -36,12 +36,14 @@ class Config:
 
     tracer_provider: TracerProvider | None = _option(
         None,
-        PROVIDER,
+        provider("get_tracer"),
         "Provider of spans to use instead of the global one. `None`: the application's global provider or, "
         "where it has set none, one with an OTLP exporter that this package sets up.",
     )
-    meter_provider: MeterProvider | None = _option(None, PROVIDER, "The same for metrics.")
-    logger_provider: LoggerProvider | None = _option(None, PROVIDER, "The same for log records.")
+    meter_provider: MeterProvider | None = _option(None, provider("get_meter"), "The same for metrics.")
+    logger_provider: LoggerProvider | None = _option(
+        None, provider("get_logger"), "The same for log records."
+    )
     traces: bool = _option(True, BOOL, "Whether spans are made.")
     metrics: bool = _option(True, BOOL, "Whether data points are recorded.")
     logs: bool = _option(True, BOOL, "Whether log records are emitted.")

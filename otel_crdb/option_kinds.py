@@ -100,8 +100,8 @@ def _function(value: Any) -> Callable[..., Any] | None:
     module, _, name = value.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(str(error)) from None
+    except Exception as error:  # noqa: BLE001 - of a module of the application's: models before Django is set up
+        raise ValueError(f"{type(error).__name__}: {error}") from None
     if not callable(found):
         raise TypeError
     return found  # type: ignore[no-any-return]
@@ -118,6 +118,7 @@ def _retries(value: Any) -> bool | Mapping[str, Any]:
         known = ViewPolicy.__dataclass_fields__
         if name not in known:
             raise ValueError(f"retry_view has no option {name!r}{nearest(str(name), list(known))}")
+    ViewPolicy(**value)
     return value
 
 
@@ -145,7 +146,6 @@ def _parse_retries(text: str) -> Any:
 
 # --- the kinds -------------------------------------------------------------------------------------------
 
-PROVIDER = Kind("a provider of OpenTelemetry's, or None", lambda value: value)
 BOOL = Kind("a bool", _bool, _parse_bool, "`true` or `false`")
 TEXT = Kind("a str, or None", _text, str, "the text")
 NAMES = Kind("a str with commas, or a list of str", _names, str, "with commas")
@@ -156,6 +156,17 @@ FUNCTION = Kind("a function, or its dotted path", _function, str, "the dotted pa
 RETRIES = Kind(
     "a bool or options of retry_view", _retries, _parse_retries, "`true`, `false` or a JSON object of options"
 )
+
+
+def provider(method: str) -> Kind:
+    """Return the kind whose values are OpenTelemetry's providers that have this method."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not callable(getattr(value, method, None)):
+            raise TypeError
+        return value
+
+    return Kind("a provider of OpenTelemetry's, or None", check)
 
 
 def one_of(*words: str) -> Kind:

@@ -7,6 +7,7 @@ What cannot be meant is refused where it is read, by the name that it has there.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from .option_kinds import Kind, checked, nearest
 
 SETTING = "OTEL_CRDB"
 PREFIX = "OTEL_CRDB_"
+#: What Kubernetes puts into every pod beside a Service whose name begins like ours.
+OF_KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 #: Variables with our prefix that are no options: they say on which ground the tests and the demo stand.
 NO_OPTIONS = ("OTEL_CRDB_TEST_", "OTEL_CRDB_SUITE_", "OTEL_CRDB_DJANGO_")
 
@@ -61,7 +64,11 @@ def _of_setting(kinds: Mapping[str, Kind]) -> Read:
 def _of_variables(kinds: Mapping[str, Kind]) -> Read:
     names = {f"{PREFIX}{name.upper()}": name for name, kind in kinds.items() if kind.parse is not None}
     for variable, text in os.environ.items():
-        if not variable.startswith(PREFIX) or variable.startswith(NO_OPTIONS):
+        if (
+            not variable.startswith(PREFIX)
+            or variable.startswith(NO_OPTIONS)
+            or OF_KUBERNETES.search(variable)
+        ):
             continue
         if variable not in names:
             near = nearest(variable.removeprefix(PREFIX).lower(), list(names.values()))

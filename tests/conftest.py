@@ -51,15 +51,37 @@ def _driver_of_the_run():
 
 #: What other versions of Python and Django are spared with ``OTEL_CRDB_TEST_SHORT=1``: processes, pages,
 #: other people, hostile input; it takes long, and one version of each is run on every change.
-LONG = (
-    "beside beside_poolers bounds delivery docs doctor doctor_collector doctor_report hostile_input "
-    "hostile_requests starts suites tutorial variables"
-).split()
+LONG = [
+    "beside",
+    "beside_poolers",
+    "bounds",
+    "delivery",
+    "docs",
+    "doctor",
+    "doctor_collector",
+    "doctor_report",
+    "hostile_input",
+    "hostile_requests",
+    "starts",
+    "suites",
+    "tutorial",
+    "variables",
+]
 #: What the driver has no part in: run on psycopg 3.
-ANY_DRIVER = (
-    "bounds checks delivery doctor doctor_collector doctor_report fast_exporter fork hostile_requests options "
-    "suites variables"
-).split()
+ANY_DRIVER = [
+    "bounds",
+    "checks",
+    "delivery",
+    "doctor",
+    "doctor_collector",
+    "doctor_report",
+    "fast_exporter",
+    "fork",
+    "hostile_requests",
+    "options",
+    "suites",
+    "variables",
+]
 
 
 def pytest_collection_modifyitems(config, items):

@@ -574,3 +574,9 @@ def test_what_cannot_be_examined(shop, arguments, told):
     assert (status, output) == (2, "")
     assert told in errors
     assert "Traceback" not in errors
+
+
+def test_application_by_its_module(shop):
+    """``--wsgi shop.wsgi`` means its ``application``, as it does to servers."""
+    status, findings = shop.examine("--wsgi", "shop.wsgi")
+    assert (status, findings.wrong()) == (0, [])

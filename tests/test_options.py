@@ -92,6 +92,13 @@ def test_empty_variable_is_as_good_as_none(monkeypatch):
             "request_hook is a function.*No module named 'tests.nowhere'",
         ),
         ("request_hook", "nobody", "request_hook is a function, or its dotted path, not 'nobody'"),
+        ("request_hook", "django.contrib.auth.models.User", "request_hook is a function.*RuntimeError"),
+        ("tracer_provider", "x", "tracer_provider is a provider of OpenTelemetry's, or None, not 'x'"),
+        (
+            "retry_atomic_requests",
+            {"max_attempts": "x"},
+            "retry_atomic_requests is a bool or options of retry_view",
+        ),
         ("application_name", 3, "application_name is a str, or None, not 3"),
         ("query_text_limit", True, "query_text_limit is an int from 0 to 4096, not True"),
         ("query_text_limit", 5000, "query_text_limit is an int from 0 to 4096, not 5000"),
@@ -159,3 +166,18 @@ def test_unknown_names_are_refused_with_the_nearest_right_one():
 def test_reference_is_what_the_options_are():
     """docs/options.md is made from the options (`python -m otel_crdb.option_page > docs/options.md`)."""
     assert PAGE.read_text() == option_page.page()
+
+
+def test_variables_of_kubernetes_are_no_options(monkeypatch):
+    """What a Service called ``otel-crdb`` puts into every pod is passed over."""
+    for name in (
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_HTTP",
+        "PORT",
+        "PORT_4318_TCP",
+        "PORT_4318_TCP_ADDR",
+    ):
+        monkeypatch.setenv(f"OTEL_CRDB_{name}", "tcp://10.0.0.1:4318")
+        monkeypatch.setenv(f"OTEL_CRDB_X_{name}", "tcp://10.0.0.1:4318")
+    assert read() == config.Config()

@@ -56,7 +56,7 @@ class Loaded:
 
 
 def load(name: str) -> Loaded:
-    """Load ``bank.wsgi:application`` (or ``bank.wsgi.application``) and watch.
+    """Load ``bank.wsgi:application`` (or ``bank.wsgi.application``, ``bank.wsgi``) and watch.
 
     Raises:
         Unusable: it cannot be loaded, for a reason of the application's own.
@@ -64,7 +64,7 @@ def load(name: str) -> Loaded:
     """
     loaded = Loaded(name, instrumented_before=process.was_asked())
     with _watching(loaded):
-        module = source.module_of(name) or name
+        module = name if source.is_module(name) else source.module_of(name) or name
         attribute = name.removeprefix(module).lstrip(":.") or "application"
         try:
             found = importlib.import_module(module)

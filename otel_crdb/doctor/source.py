@@ -45,6 +45,11 @@ def module_of(dotted: str) -> str:
     return module if colon else dotted.rpartition(".")[0]
 
 
+def is_module(name: str) -> bool:
+    """Whether a module is called that: servers take ``bank.wsgi`` for ``bank.wsgi:application``."""
+    return ":" not in name and _path_of(name) is not None
+
+
 def read(module: str) -> Source | None:
     """Read a module; None where there is none, or where its source cannot be read."""
     path = _path_of(module)
