@@ -10,7 +10,7 @@ LOCK := locks/django-$(DJANGO).txt
 READY := $(VENV)/.ready-$(DJANGO)
 BIN := $(VENV)/bin
 
-.PHONY: demo test django-suite model soak lint lock clean
+.PHONY: demo test django-suite django-suite-long starts model soak lint lock clean
 
 demo: $(READY)
 	$(BIN)/python -m demo
@@ -20,17 +20,24 @@ test: $(READY)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Django's own tests on each driver, before and behind the fault proxy: the same outcomes. PACKAGES: which of them.
+# Other people's tests on each driver, with and without the package: the same outcomes. SUITES: which of them.
 django-suite: $(READY)
-	$(BIN)/python tests/django_suite.py $(PACKAGES)
-	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python tests/django_suite.py $(PACKAGES)
+	$(BIN)/python -m tests.suites $(SUITES)
+	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python -m tests.suites $(SUITES)
 
-# Transfers under any faults, by the thousand, from a seed that is printed; OTEL_CRDB_MODEL_SEED gives one.
+django-suite-long: $(READY)
+	$(MAKE) django-suite SUITES=--long
+
+# Every way to start, all combined.
+starts: $(READY)
+	OTEL_CRDB_TEST_STARTS=all $(BIN)/python -m pytest tests/test_starts.py
+
+# Transfers under any faults, by the thousand, from a seed that is printed; OTEL_CRDB_TEST_MODEL_SEED gives one.
 EXAMPLES ?= 5000
 MODEL := -m pytest --show-capture=no -k any_transfer tests/test_model.py
 model: $(READY)
-	OTEL_CRDB_MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python $(MODEL)
-	OTEL_CRDB_TEST_DRIVER=psycopg2 OTEL_CRDB_MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python $(MODEL)
+	OTEL_CRDB_TEST_MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python $(MODEL)
+	OTEL_CRDB_TEST_DRIVER=psycopg2 OTEL_CRDB_TEST_MODEL_EXAMPLES=$(EXAMPLES) $(BIN)/python $(MODEL)
 
 # Many transactions amid faults, and proof from both ends that nothing is lost: docs/soak.md.
 soak: $(READY)

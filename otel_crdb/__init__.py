@@ -60,4 +60,5 @@ def __getattr__(name: str) -> Any:
     from .environment import nonsense_set_aside
 
     with nonsense_set_aside():  # OpenTelemetry reads some variables when it is imported, and raises on them
-        return getattr(import_module(f".{home}", __name__), name)
+        value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    return value

@@ -13,15 +13,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from . import semconv
+from .hooks import CarefulLogger
 
-logger = logging.getLogger(__name__)
+logger = CarefulLogger(__name__)
 
 #: Why something was dropped: the values of ``otel_crdb.telemetry.drop_reason``.
 QUEUE_FULL = "queue_full"
@@ -90,11 +91,6 @@ def forget_counts() -> None:
     _dropped.clear()
 
 
-def _say(level: int, text: str, *words: object) -> None:
-    with suppress(Exception):  # a log handler that raises, where the application ends a span of its own
-        logger.log(level, text, *words)
-
-
 class Spell:
     """A time of trouble with one signal: a warning when it begins, a line when it is over."""
 
@@ -114,8 +110,7 @@ class Spell:
                 self._began = now
             self._last_trouble = now
         if first:
-            _say(
-                logging.WARNING,
+            logger.warning(
                 "otel_crdb: %s are being lost: %s. The application is not affected. What is lost is counted "
                 "(%s) and told when this is over; until then nothing more is said of it.",
                 NOUNS[self.signal],
@@ -131,8 +126,7 @@ class Spell:
                 return
             seconds, lost = now - self._began, self.lost
             self._began, self.lost = None, 0
-        _say(
-            logging.INFO,
+        logger.info(
             "otel_crdb: %s are delivered again, after %.0f s; %d were lost.",
             NOUNS[self.signal],
             seconds,

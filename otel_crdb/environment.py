@@ -6,7 +6,6 @@ The SDK raises on some of it, a few times already when it is imported, and the a
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,7 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import entry_points
 
-logger = logging.getLogger(__name__)
+from .hooks import CarefulLogger
+
+logger = CarefulLogger(__name__)
 
 #: Counts: a whole number from 0, or nothing.
 LIMITS = (

@@ -7,7 +7,6 @@ child that was forked after its first span exports nothing, so each process gets
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from typing import Any
@@ -16,9 +15,10 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from . import courier, delivery, forks, hooks, otlp
 from .environment import batch_limits, number
+from .hooks import CarefulLogger
 from .scrubbing import scrubbed_span
 
-logger = logging.getLogger(__name__)
+logger = CarefulLogger(__name__)
 
 DISABLED = "otel_crdb: exporter='fastotel' is not to be had (%s): OpenTelemetry's own exporter is used."
 

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Protocol
 
-logger = logging.getLogger(__name__)
-
 #: Every hook there is, by its name: what the tests enumerate.
 REGISTRY: dict[str, Hook] = {}
 #: Faults of our own code, counted by hook.
@@ -27,6 +25,21 @@ faults: Counter[str] = Counter()
 _faults_lock = threading.RLock()
 #: Whether a function of the application's is being called back.
 _called_back: ContextVar[bool] = ContextVar("otel_crdb_called_back", default=False)
+
+
+class CarefulLogger(logging.LoggerAdapter):  # type: ignore[type-arg]
+    """A logger for what is told within calls of the application's: a log handler that raises stays here."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.getLogger(name), {})
+
+    def log(self, level: int, msg: object, *args: Any, **options: Any) -> None:
+        """Log, if that can be done."""
+        with contextlib.suppress(Exception):
+            super().log(level, msg, *args, **options)
+
+
+logger = CarefulLogger(__name__)
 
 
 class Operation(Protocol):
@@ -122,10 +135,9 @@ def report(name: str, fault: BaseException) -> None:
     if first:
         # The database's error may hang behind ours, with keys and rows in its text: cut it off.
         fault.__cause__ = fault.__context__ = None
-        with contextlib.suppress(Exception):  # a handler of the application's, or the end of the stack
-            logger.error(
-                "otel_crdb: the hook %s failed; the application's call went on without it. "
-                "Further failures of this hook are only counted.",
-                name,
-                exc_info=fault,
-            )
+        logger.error(
+            "otel_crdb: the hook %s failed; the application's call went on without it. "
+            "Further failures of this hook are only counted.",
+            name,
+            exc_info=fault,
+        )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -18,9 +17,10 @@ from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
 from . import config, exits, option_sources, pipeline, recording, requests, signals, state, transactions
+from .hooks import CarefulLogger
 from .stability import opt_in_to_stable_http
 
-logger = logging.getLogger(__name__)
+logger = CarefulLogger(__name__)
 
 REQUEST_MIDDLEWARE = f"{requests.__name__}.{requests.RequestMiddleware.__qualname__}"
 

@@ -23,7 +23,7 @@ PREFIX = "OTEL_CRDB_"
 #: What Kubernetes puts into every pod beside a Service whose name begins like ours.
 OF_KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 #: Variables with our prefix that are no options: they say on which ground the tests and the demo stand.
-NO_OPTIONS = ("OTEL_CRDB_TEST_", "OTEL_CRDB_SUITE_", "OTEL_CRDB_DJANGO_")
+NO_OPTIONS = ("OTEL_CRDB_TEST_",)
 
 
 def read(keywords: Mapping[str, Any]) -> Config:

@@ -7,7 +7,6 @@ length, and goes on trying where the process is about to end. It asks through a 
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from importlib import import_module
@@ -17,11 +16,12 @@ from urllib.parse import urlsplit
 import requests
 
 from .environment import nonsense_set_aside
+from .hooks import CarefulLogger
 
 if TYPE_CHECKING:
     from .delivery import Delivery
 
-logger = logging.getLogger(__name__)
+logger = CarefulLogger(__name__)
 
 #: Exporter classes by signal and by word of ``OTEL_EXPORTER_OTLP_PROTOCOL``.
 EXPORTERS = {

@@ -10,7 +10,6 @@ serve the next ``instrument()``.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 import time
@@ -21,6 +20,7 @@ from weakref import WeakSet
 
 from .config import Config
 from .environment import batch_limits, nonsense_set_aside, number
+from .hooks import CarefulLogger
 from .version import __version__
 
 with nonsense_set_aside():  # the SDK reads some variables when it is imported, and raises on them
@@ -39,7 +39,7 @@ with nonsense_set_aside():  # the SDK reads some variables when it is imported, 
     from . import courier, delivery, fast_exporter, forks, hooks, otlp, scrubbing, semconv
     from .signals import SCOPE
 
-logger = logging.getLogger(__name__)
+logger = CarefulLogger(__name__)
 
 #: What each signal's exporter is wrapped in, and what writes it to the terminal.
 SCRUBBERS: dict[str, Callable[[Any], Any]] = {

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 from opentelemetry.instrumentation._semconv import _OpenTelemetrySemanticConventionStability
 
-logger = logging.getLogger(__name__)
+from .hooks import CarefulLogger
+
+logger = CarefulLogger(__name__)
 
 OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
 

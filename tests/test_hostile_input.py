@@ -521,7 +521,7 @@ def test_a_log_handler_that_raises_breaks_no_call(monkeypatch):
 
     monkeypatch.setattr(hooks, "faults", Counter())
     monkeypatch.setattr(cursors.statements, "describe", fail)
-    monkeypatch.setattr(hooks.logger, "handlers", [Broken()])
+    monkeypatch.setattr(hooks.logger.logger, "handlers", [Broken()])
     with Telemetry():
         assert outcome(lambda cursor: cursor.execute("SELECT 1"))[0] == "returned"
     assert hooks.faults["CursorWrapper._execute"] == 1

@@ -244,6 +244,8 @@ def _unreached(alias: str, wrapper: Any, probe: Probe[Answer], timeout: float) -
         return Finding("fail", alias, what, _host_mend(alias), "unreachable")
     meaning = classify(probe.error, phase="connect")
     told = (str(driver_error(probe.error)).strip() or type(probe.error).__name__).splitlines()[0]
+    if "invalid" in told and "option" in told:  # libpq's word for a key of OPTIONS that it does not know
+        return Finding("fail", alias, told, f'take it out of DATABASES["{alias}"]["OPTIONS"]', "unreachable")
     if meaning is None:
         return Finding("fail", alias, f"{place}: {told}", _host_mend(alias), "unreachable")
     named = f"{meaning.sqlstate or 'no SQLSTATE'}, {meaning.error_class}"

@@ -183,7 +183,7 @@ def _middleware_at_handler(handler: Step | None) -> Iterator[Finding]:
     """Tell where the handler was made without our middleware, although all was instrumented."""
     if handler is None or not handler.instrumented or handler.middleware:
         return
-    if "django" not in config.disabled_instrumentations():
+    if not config.requests_switched_off():
         yield process.middleware_missing(
             "settings.MIDDLEWARE was replaced between instrument() and the handler, made at "
             f"{handler.where}: no request has a span"

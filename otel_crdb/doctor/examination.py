@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import importlib
+import logging
 import os
 import re
 import sys
@@ -22,6 +23,8 @@ from . import render, secrets, source, static
 from .findings import FINE, UNUSABLE, Finding, Report, Section, Unusable
 
 SETTINGS = "DJANGO_SETTINGS_MODULE"
+#: OpenTelemetry's logger that quotes headers which it cannot read.
+QUOTES_HEADERS = "opentelemetry.util.re"
 IN_MANAGE_PY = re.compile(rf"""["']{SETTINGS}["']\s*,\s*["']([\w.]+)["']""")
 #: Distributions whose versions are told, a line each.
 VERSIONS = (
@@ -80,6 +83,7 @@ def asked_for(options: Any) -> Asked:
 def run(asked: Asked) -> int:
     """Examine, write the report to standard output, and return the exit status."""
     hide = secrets.hider(secrets.of_process())
+    logging.getLogger(QUOTES_HEADERS).setLevel(logging.CRITICAL)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # whatever the application prints as it is loaded
             report = examine(asked)

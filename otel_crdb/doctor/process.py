@@ -50,7 +50,7 @@ def of_middleware() -> Iterator[Finding]:
     if instrumentor.REQUEST_MIDDLEWARE in names:
         where = names.index(instrumentor.REQUEST_MIDDLEWARE) + 1
         yield Finding("ok", "requests", f"the middleware is in place, {where} of {len(names)}")
-    elif "django" not in config.disabled_instrumentations():
+    elif not config.requests_switched_off():
         yield middleware_missing("settings.MIDDLEWARE was replaced after instrument(): no request has a span")
 
 
