@@ -15,10 +15,15 @@ BIN := $(VENV)/bin
 demo: $(READY)
 	$(BIN)/python -m demo
 
-# The whole suite on each driver: Django takes psycopg 3 where it finds it.
+# The whole suite on each driver: Django takes psycopg 3 where it finds it. DRIVERS: which of them.
+DRIVERS ?= psycopg psycopg2
 test: $(READY)
+ifneq ($(filter psycopg,$(DRIVERS)),)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
+ifneq ($(filter psycopg2,$(DRIVERS)),)
 	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python -m pytest $(PYTEST_ARGS)
+endif
 
 # Other people's tests on each driver, with and without the package: the same outcomes. SUITES: which of them.
 django-suite: $(READY)
