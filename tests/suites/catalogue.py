@@ -35,7 +35,7 @@ WITH_REQUESTS = frozenset(
 WITHOUT_STATEMENTS = frozenset(
     _words(
         "asgi csrf_tests db_utils dbshell deprecation handlers httpwrappers logging_tests middleware requests_tests",
-        "settings_tests user_commands",
+        "settings_tests test_runner user_commands",
     )
 )
 WITH_TRANSACTIONS = frozenset(
