@@ -107,8 +107,9 @@ def test_request_behind_a_pooler(stage, pooler):
 
 
 @pytest.mark.usefixtures("_nothing_said")
-def test_pooler_is_known_by_its_keys(pooler, caplog):
+def test_pooler_is_known_by_its_keys(pooler, caplog, monkeypatch):
     """The first key that CockroachDB would not give shows the pooler: it is said once, no node is told from then on."""
+    monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", "http")  # else it may be said that it comes too late
     wrapper = wrapper_at(pooler)
     with Telemetry() as telemetry, caplog.at_level(logging.WARNING, "otel_crdb"):
         # Every other key of a random kind is one that CockroachDB would not give.
