@@ -117,7 +117,7 @@ def _retries(value: Any) -> bool | Mapping[str, Any]:
     for name in value:
         known = ViewPolicy.__dataclass_fields__
         if name not in known:
-            raise ValueError(f"retry_view has no option {name!r}{nearest(str(name), list(known))}")
+            raise TypeError(f"retry_view has no option {name!r}{nearest(str(name), list(known))}")
     ViewPolicy(**value)
     return value
 

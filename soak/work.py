@@ -9,6 +9,7 @@ import itertools
 import os
 import sys
 import threading
+from collections import Counter
 from typing import Any
 
 import psutil
@@ -29,6 +30,8 @@ from .settings import PATIENCE
 #: Operations after which a thread gives its connection back, so that connects are always among the calls.
 CONNECTION_LASTS = 40
 MEMORY_EVERY = 25
+#: The threads that send telemetry: each is begun by what it sends first, and stays until the process ends.
+SENDERS = Counter(f"otel_crdb-{signal}" for signal in ("traces", "metrics", "logs"))
 FLUSH_TIMEOUT = 60.0
 
 
@@ -69,14 +72,14 @@ class Work:
     def _end(self, before: set[threading.Thread]) -> None:
         self._left += self._left_here("main thread")
         flushed = otel_crdb.flush(FLUSH_TIMEOUT)
-        threads = [thread for thread in threading.enumerate() if thread not in before]
+        threads = Counter(thread.name for thread in threading.enumerate() if thread not in before)
         ending = journal.Ending(
             self._name,
             spans=self._sent.spans,
             logs=self._sent.logs,
             flushed=flushed,
             told=tuple(self._sent.told),
-            threads=tuple(thread.name for thread in threads),
+            threads=tuple((threads - SENDERS).elements()),
             left=tuple(self._left),
             hook_faults=fault_counts(),
             waits_ended=self._watchdog.ended,

@@ -65,7 +65,10 @@ def backend_waiting(watcher: psycopg.Connection[Any], name: str, event: str) -> 
 
 def gone(pid: int) -> bool:
     """Wait until a process has ended."""
-    descriptor = os.pidfd_open(pid)
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:  # it was quick
+        return True
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
