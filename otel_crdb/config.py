@@ -145,6 +145,15 @@ def sdk_disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
+def switched_off() -> str:
+    """Return the variable by which all of this is switched off, as it is set; empty where none has it so."""
+    if sdk_disabled():
+        return "OTEL_SDK_DISABLED is true"
+    if {"otel_crdb", "*"} & disabled_instrumentations():
+        return "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_crdb"
+    return ""
+
+
 def requests_switched_off() -> str:
     """Return the variable by which requests have no span, as it is set; empty where none has it so."""
     if "django" in disabled_instrumentations():

@@ -199,6 +199,14 @@ class Batches(_Sender):
         self.delivery.after_fork()
         self.courier.after_fork()
 
+    def force_flush(self, timeout_millis: int | None = 30000) -> bool:
+        """Send all that waits; ``timeout_millis`` in milliseconds."""
+        return self.courier.flush((30000 if timeout_millis is None else timeout_millis) / 1000)
+
+    def shutdown(self) -> None:
+        """Send all that waits, in the time there is, and take in no more."""
+        close([self], EXIT_SECONDS)
+
     def _send(self, everything: bool) -> bool:
         queue, size = self._queue, self._limits.batch_size
         left, taken = len(queue), True
@@ -222,14 +230,6 @@ class SpanBatches(Batches, SpanProcessor):
         if context is not None and context.trace_flags.sampled and not forks.is_of_parent(span.resource):
             self.add(span)
 
-    def force_flush(self, timeout_millis: int | None = 30000) -> bool:
-        """Send all that waits; ``timeout_millis`` in milliseconds."""
-        return self.courier.flush((30000 if timeout_millis is None else timeout_millis) / 1000)
-
-    def shutdown(self) -> None:
-        """Send all that waits, in the time there is, and take in no more."""
-        close([self], EXIT_SECONDS)
-
 
 class LogRecordBatches(Batches, LogRecordProcessor):
     """Sends log records."""
@@ -246,14 +246,6 @@ class LogRecordBatches(Batches, LogRecordProcessor):
                 limits=log_record.limits,
             )
         )
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Send all that waits; ``timeout_millis`` in milliseconds."""
-        return self.courier.flush(timeout_millis / 1000)
-
-    def shutdown(self) -> None:
-        """Send all that waits, in the time there is, and take in no more."""
-        close([self], EXIT_SECONDS)
 
 
 class Measurements(_Sender, MetricReader):

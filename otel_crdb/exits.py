@@ -82,9 +82,7 @@ class _Forks:
         if util is not None and cls._token is None:
             cls._token = cls()
             util.register_after_fork(cls._token, lambda _: _send_at_the_end_of_this_child())
-        signals = sys.modules.get("celery.signals")
-        if signals is not None:  # the workers of Celery's pool run no finalizer
-            signals.worker_process_shutdown.connect(_send_the_last, weak=False, dispatch_uid=UID)
+        _watch_celery()
 
 
 def _send_at_the_end_of_this_child() -> None:
@@ -98,8 +96,12 @@ def _watch_this_child() -> None:
     process = sys.modules.get("multiprocessing.process")
     if process is not None and process.parent_process() is not None:
         _send_at_the_end_of_this_child()
+    _watch_celery()
+
+
+def _watch_celery() -> None:
     signals = sys.modules.get("celery.signals")
-    if signals is not None:
+    if signals is not None:  # the workers of Celery's pool run no finalizer
         signals.worker_process_shutdown.connect(_send_the_last, weak=False, dispatch_uid=UID)
 
 

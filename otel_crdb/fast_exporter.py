@@ -7,7 +7,6 @@ child that was forked after its first span exports nothing, so each process gets
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -28,7 +27,7 @@ def processor() -> FastSpans | None:
     if otlp.protocol("TRACES") != "http/protobuf":
         logger.warning(DISABLED, "it speaks OTLP over HTTP only")
         return None
-    if any(os.environ.get(name) for name in (otlp.CREDENTIALS, otlp.CREDENTIALS_OF_SIGNAL.format("TRACES"))):
+    if otlp.has_credential_provider("TRACES"):
         logger.warning(DISABLED, "it knows no credential provider")
         return None
     try:

@@ -52,7 +52,7 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             )
         chosen = option_sources.read(options)
         self._undo = []
-        off = _switched_off()
+        off = config.switched_off()
         if off:
             logger.info("otel_crdb: %s: nothing is instrumented.", off)
             return
@@ -124,15 +124,6 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 def _settings_are_being_loaded() -> bool:
     module = sys.modules.get(os.environ.get("DJANGO_SETTINGS_MODULE", ""))
     return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
-
-
-def _switched_off() -> str:
-    """Return the variable by which all of this is switched off, empty where none does so."""
-    if config.sdk_disabled():
-        return "OTEL_SDK_DISABLED is true"
-    if {"otel_crdb", "*"} & config.disabled_instrumentations():
-        return "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS names otel_crdb"
-    return ""
 
 
 def _config_in_force() -> config.Config:

@@ -65,7 +65,7 @@ def protocol(signal: str) -> str:
 def exporter(signal: str, chosen: str, delivery: Delivery | None = None) -> Any:
     """Make an exporter; what a delivery hands to it over HTTP goes through a session that looks closer."""
     options: dict[str, Any] = {}
-    if delivery is not None and chosen != "grpc" and not _has_credential_provider(signal):
+    if delivery is not None and chosen != "grpc" and not has_credential_provider(signal):
         options["session"] = CollectorSession(signal, delivery)
         delivery.looks = True
     if chosen == "grpc":
@@ -84,7 +84,8 @@ def _grpc_compression(signal: str) -> Any:
     return compressions.Gzip if word == "gzip" else compressions.NoCompression
 
 
-def _has_credential_provider(signal: str) -> bool:
+def has_credential_provider(signal: str) -> bool:
+    """Whether the variables name one for this signal."""
     names = (CREDENTIALS, CREDENTIALS_OF_SIGNAL.format(signal))
     return any(os.environ.get(name) for name in names)
 

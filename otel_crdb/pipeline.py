@@ -197,7 +197,7 @@ def _preferences(way: _Delivery) -> Any:
     """Return an exporter that knows which temporality and aggregation the variables prefer."""
     if way.otlp:
         try:
-            return otlp.exporter("METRICS", "http/protobuf")
+            return way._exporter or otlp.exporter("METRICS", "http/protobuf")
         except Exception as fault:  # noqa: BLE001 - the delivery has said it, or will
             logger.debug("otel_crdb: no exporter of metrics can be made: %s", type(fault).__name__)
     return ConsoleMetricExporter()

@@ -35,9 +35,11 @@ def prepare() -> None:
 
 
 def _prepare() -> None:
-    if {OURS, "*"} & _left_out():
-        return
     # Here, and not above: a failed import would be the loader's trouble.
+    from .config import disabled_instrumentations
+
+    if {OURS, "*"} & disabled_instrumentations():
+        return
     from opentelemetry.instrumentation.distro import BaseDistro  # type: ignore[attr-defined]
 
     from .stability import opt_in_to_stable_http
@@ -50,12 +52,6 @@ def _prepare() -> None:
     kept: dict[str, Callable[[], object]] = {}
     stop_keeping = _keep_back(BaseDistro, kept)
     _call_at_setup(kept, stop_keeping)
-
-
-def _left_out() -> set[str]:
-    """Return the names that the loader passes over."""
-    words = os.environ.get("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "")
-    return {word.strip() for word in words.split(",")}
 
 
 def _has_settings() -> bool:

@@ -16,6 +16,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from demo.receiver import Receiver
 from otel_crdb.doctor.collector import Target, trouble_with
 
+from .processes import free_port
+
 SECRET = "Bearer-s3cret"
 
 
@@ -122,13 +124,6 @@ def no_proxy(monkeypatch):
 def ask(endpoint, *, grpc=False, path="/v1/traces", timeout=5, sent=False, headers=()):
     """Ask an endpoint as an exporter of that protocol would."""
     return trouble_with(Target(endpoint, grpc, dict(headers), path), b"", timeout, sent=sent)
-
-
-def free_port():
-    """A port of which nobody listens."""
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        return unheard.getsockname()[1]
 
 
 def test_collector_that_takes_it_is_no_trouble():

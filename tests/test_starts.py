@@ -12,8 +12,9 @@ import signal
 import pytest
 from django.db import connection
 
+from .processes import until
 from .starts import page
-from .starts.running import bank_in, until
+from .starts.running import bank_in
 from .starts.tally import Tally
 
 EVERYTHING = os.environ.get("OTEL_CRDB_TEST_STARTS") == "all"
@@ -126,8 +127,8 @@ def serve_through_a_reload(bank):
     bank.ask()
     watching = "Watching for file changes"
     once = bank.written().count(watching)
-    until(lambda: bank.touch_until("changed, reloading"), "the reload", bank)
-    until(lambda: bank.written().count(watching) == 2 * once, "the new process", bank)
+    until(lambda: bank.touch_until("changed, reloading"), "the reload", bank.written)
+    until(lambda: bank.written().count(watching) == 2 * once, "the new process", bank.written)
     bank.ask()
     bank.stop(signal.SIGINT, group=True)  # Ctrl-C
     assert len(bank.pids()) == 2
@@ -170,7 +171,7 @@ def check_tasks(bank, server, worker):
     assert bank.stop() == 0
     # Only now: kombu's broker of files may be read while it is written.
     bank.start(worker, "--loglevel", "WARNING")
-    until(lambda: tally(bank).paid["task"] == 6, "all tasks have run", bank)
+    until(lambda: tally(bank).paid["task"] == 6, "all tasks have run", bank.written)
     assert bank.stop() == 0
     counted = tally(bank)
     assert counted.paid == {"request": 6, "task": 6}
@@ -326,7 +327,7 @@ def test_killed_worker(bank):
     bank.start(page.command("gunicorn"), "--bind", f"127.0.0.1:{bank.port}", variables=soon)
     bank.ask_until_served_by(2)
     before = {answer["trace"] for answer in bank.answers}
-    until(lambda: before <= arrived(), "all that was sent before", bank)
+    until(lambda: before <= arrived(), "all that was sent before", bank.written)
     last = bank.ask()
     os.kill(last["pid"], signal.SIGKILL)
     bank.ask_until_served_by(3)

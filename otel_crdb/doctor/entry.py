@@ -149,7 +149,7 @@ def of_loading(loaded: Loaded) -> Iterator[Finding]:
     asked, handler = loaded.first("instrument"), loaded.first("handler")
     if asked is None:
         yield from _not_asked_by_entry(loaded, handler)
-    elif config.sdk_disabled() or {"*", "otel_crdb"} & config.disabled_instrumentations():
+    elif config.switched_off():
         yield Finding("note", "instrument()", f"is called at {asked.where}, and does nothing")
     elif handler is None:
         yield Finding("ok", "instrument()", f"is called at {asked.where}")

@@ -7,15 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from demo.receiver import Receiver
+from tests.processes import DEADLINE, free_port, until
 
 from . import commands
 
 BIN = Path(sys.executable).parent
-DEADLINE = 60.0
 #: Of our own run, which the page's reader has not.
 OURS = re.compile("DJANGO_SETTINGS_MODULE|TEST_DATABASES|PYTEST_|OTEL_|PYTHONPATH")
 
@@ -137,10 +136,7 @@ class Typist:
         return text
 
     def _until(self, condition, what):
-        end = time.monotonic() + DEADLINE
-        while not condition():
-            assert time.monotonic() < end, f"never seen: {what}\n{self.everything()}"
-            time.sleep(0.02)
+        until(condition, what, self.everything)
 
 
 def _end(process):
@@ -168,10 +164,3 @@ def listens(port):
     except ConnectionRefusedError:
         return False
     return True
-
-
-def free_port():
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,11 +16,11 @@ from pathlib import Path
 
 from demo.receiver import SERVICES, Receiver
 from otel_crdb.testing.otlp import spans_of
+from tests.processes import DEADLINE, free_port, until
 
 from . import page
 
 BIN = Path(sys.executable).parent
-DEADLINE = 60.0
 #: The files that Django makes, or Celery's documentation, and that have lines of ours on the page.
 STARTERS = ("bank/wsgi.py", "bank/asgi.py", "bank/celery.py", "manage.py", "nightly.py")
 
@@ -106,7 +105,7 @@ class Bank:
             status = self.child.wait(DEADLINE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it hangs at its end:\n{self.written()}") from None
-        until(lambda: not is_anybody_left(self.child.pid), "all its processes have ended", self)
+        until(lambda: not is_anybody_left(self.child.pid), "all its processes have ended", self.written)
         return status
 
     def kill(self):
@@ -163,14 +162,6 @@ class Bank:
         return {answer["pid"] for answer in self.answers}
 
 
-def until(condition, what, bank):
-    """Wait for something that is bound to come."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"never seen: {what}\n{bank.written()}"
-        time.sleep(0.02)
-
-
 def is_anybody_left(group):
     """Whether a process group has a process."""
     try:
@@ -178,13 +169,6 @@ def is_anybody_left(group):
     except ProcessLookupError:
         return False
     return True
-
-
-def free_port():
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
