@@ -13,7 +13,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import option_kinds
-from .option_kinds import BOOL, FUNCTION, NAMES, PATTERNS, RETRIES, TEXT, Kind, one_of, provider, whole_number
+from .option_kinds import (
+    BOOL,
+    FUNCTION,
+    NAMES,
+    PATTERNS,
+    RETRIES,
+    SECONDS,
+    TAGS,
+    TEXT,
+    Kind,
+    one_of,
+    provider,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from opentelemetry._logs import LoggerProvider
@@ -47,6 +60,9 @@ class Config:
     traces: bool = _option(True, BOOL, "Whether spans are made.")
     metrics: bool = _option(True, BOOL, "Whether data points are recorded.")
     logs: bool = _option(True, BOOL, "Whether log records are emitted.")
+    python_logs: bool = _option(
+        True, BOOL, "Whether the records of Python's logging leave over OTLP as well."
+    )
     exporter: Exporter = _option(
         "otlp",
         one_of("otlp", "fastotel"),
@@ -106,6 +122,54 @@ class Config:
     )
     query_text_limit: int = _option(
         4096, whole_number(0, 4096), "Longest `db.query.text`, in characters; 0: none is told."
+    )
+    query_parameters: bool = _option(
+        False,
+        BOOL,
+        "Whether statement spans, and Django's own log lines of statements, tell the statements' parameters, "
+        "masked by the name of their column and by their type.",
+    )
+    mask_secrets: bool = _option(
+        True,
+        BOOL,
+        "Whether passwords, tokens, card numbers, session keys and e-mail addresses are masked wherever a "
+        "text leaves: spans, events, log records. Rows and keys in error texts are masked in any case.",
+    )
+    secret_names: tuple[str, ...] = _option(
+        (),
+        PATTERNS,
+        "Further names of fields whose values are masked: regular expressions, matched against the whole "
+        "name in small letters.",
+    )
+    secret_patterns: tuple[str, ...] = _option(
+        (),
+        PATTERNS,
+        "Further texts that are masked: regular expressions, searched in every text that leaves.",
+    )
+    slow_statement: float = _option(
+        1.0,
+        SECONDS,
+        "A call to the database that takes longer, in seconds, is logged by `otel_crdb.db`; 0: none is.",
+    )
+    log_limit: int = _option(
+        5,
+        whole_number(0, 1_000_000),
+        "Lines a minute that `otel_crdb.db` logs of one kind of happening and one statement; what is more is "
+        "counted, and the count logged. 0: no limit.",
+    )
+    sql_comments: bool = _option(
+        False,
+        BOOL,
+        "Whether sampled statements carry a comment with the `traceparent` of their span, as CockroachDB's "
+        "`sql.sqlcommenter.enabled` reads it.",
+    )
+    sql_comment_tags: Mapping[str, str] | None = _option(
+        None, TAGS, "Further tags of these comments, such as the application's name."
+    )
+    thread_context: bool = _option(
+        True,
+        BOOL,
+        "Whether what a request starts in threads and thread pools has the request's trace.",
     )
     retry_atomic_requests: bool | Mapping[str, Any] = _option(
         False,

@@ -122,6 +122,24 @@ def _retries(value: Any) -> bool | Mapping[str, Any]:
     return value
 
 
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return float(value)
+
+
+def _tags(value: Any) -> Mapping[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(
+        isinstance(word, str) for each in value.items() for word in each
+    ):
+        raise TypeError
+    return dict(value)
+
+
 # --- the text of variables -------------------------------------------------------------------------------
 
 
@@ -140,6 +158,10 @@ def _refuse() -> int:
     raise TypeError
 
 
+def _parse_number(text: str) -> float:
+    return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else _refuse()
+
+
 def _parse_retries(text: str) -> Any:
     return json.loads(text) if text.startswith("{") else _parse_bool(text)
 
@@ -156,6 +178,8 @@ FUNCTION = Kind("a function, or its dotted path", _function, str, "the dotted pa
 RETRIES = Kind(
     "a bool or options of retry_view", _retries, _parse_retries, "`true`, `false` or a JSON object of options"
 )
+SECONDS = Kind("a number of seconds, 0 or more", _seconds, _parse_number, "a decimal number")
+TAGS = Kind("a dict of str to str, or None", _tags, json.loads, "a JSON object")
 
 
 def provider(method: str) -> Kind:

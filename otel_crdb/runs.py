@@ -18,7 +18,7 @@ from django.db import connections
 from . import errors, outcomes, recording, retry_telemetry
 from .attempts import AttemptBlock, Ended
 from .policy import AmbiguousCommitError, Attempt, Policy, RetriesExhaustedError
-from .state import LogicalTransaction, new_transaction_id
+from .state import LogicalTransaction, new_transaction_id, open_work
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -99,9 +99,12 @@ class Run:
             if self._abandoned:
                 raise CancelledError
             self.idle.clear()
+        work = LogicalTransaction(self.id, self.begun + 1, self.name, self.policy.using)
+        open_work.begin(work)  # here: of the thread that the attempt runs in
         try:
-            return self._attempt()
+            return self._attempt(work)
         finally:
+            open_work.end(work)
             self.idle.set()
 
     def abandon(self) -> None:
@@ -109,7 +112,7 @@ class Run:
         with self._starting:
             self._abandoned = True
 
-    def _attempt(self) -> Committed | float:
+    def _attempt(self, work: LogicalTransaction) -> Committed | float:
         wrapper = connections[self.policy.using]
         recording.ensure()
         refuse_open_blocks(wrapper)
@@ -118,7 +121,7 @@ class Run:
         self.begun += 1
         block = AttemptBlock(
             wrapper,
-            LogicalTransaction(self.id, self.begun, self.name),
+            work,
             in_testcase=in_testcase,
             insists=self._insists,
         )

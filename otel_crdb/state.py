@@ -15,13 +15,13 @@ import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from . import facts, signals
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span
+    from opentelemetry.trace import Span, SpanContext
 
     from .errors import Classification
     from .facts import Facts
@@ -79,6 +79,8 @@ class Transaction:
     atomic: bool
     #: The exception that was being handled when it began: not this transaction's business.
     handled: BaseException | None
+    #: Of the database, as Django calls it.
+    alias: str = ""
     id: str = field(default_factory=new_transaction_id)
     #: Of the thread that it began in.
     thread: int = field(default_factory=threading.get_ident)
@@ -136,6 +138,8 @@ class LogicalTransaction:
     #: From 1.
     attempt: int
     name: str
+    #: Of the database, as Django calls it.
+    alias: str
     #: The attempt's record; None as long as Django has not opened a transaction for it.
     transaction: Transaction | None = None
 
@@ -174,6 +178,8 @@ class RequestRecord:
     database_time: int = 0
     #: What nobody handled, before Django makes a 500 of it.
     exception: BaseException | None = None
+    #: Of its SERVER span.
+    span_context: SpanContext | None = None
 
     @property
     def route(self) -> str:
@@ -183,6 +189,61 @@ class RequestRecord:
 
 
 current_request: ContextVar[RequestRecord | None] = ContextVar("otel_crdb_request", default=None)
+#: The request whose span has just ended: Django and the server have lines to log about it yet.
+late_request: ContextVar[RequestRecord | None] = ContextVar("otel_crdb_late_request", default=None)
+
+
+class LastError(NamedTuple):
+    """The last database error of a context, until a later statement on its alias succeeds."""
+
+    #: Empty where unknown.
+    sqlstate: str
+    error_class: str
+    alias: str
+
+
+last_error: ContextVar[LastError | None] = ContextVar("otel_crdb_last_error", default=None)
+
+
+class Work(Protocol):
+    """What a log line is about: a transaction, or the run of one."""
+
+    @property
+    def id(self) -> str:
+        """The id that all attempts share."""
+
+    @property
+    def attempt(self) -> int:
+        """From 1; 0 before the first."""
+
+    @property
+    def alias(self) -> str:
+        """Of the database, as Django calls it."""
+
+
+class OpenWork(threading.local):
+    """What is open on the connections of a thread, the last begun last.
+
+    Connections are a thread's own, so what is open on them is too: no context that a task or a generator
+    takes along can tell it of somebody else.
+    """
+
+    def __init__(self) -> None:
+        self.stack: list[Work] = []
+
+    def begin(self, work: Work) -> None:
+        """Put it on top."""
+        self.stack.append(work)
+
+    def end(self, work: Work) -> None:
+        """Take it away, wherever it lies."""
+        for place in range(len(self.stack) - 1, -1, -1):
+            if self.stack[place] is work:
+                del self.stack[place]
+                return
+
+
+open_work = OpenWork()
 
 
 def record_of(wrapper: Any) -> ConnectionRecord:

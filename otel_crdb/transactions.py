@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from . import characteristics, errors, events, facts, idle_time, neighbours, outcomes, semconv, signals
 from .hooks import Hook, call_back
 from .operations import BLOCK, ClientOperation, is_untold
-from .state import ConnectionRecord, Phase, Transaction, connected, current_request, record_of
+from .state import ConnectionRecord, Phase, Transaction, connected, current_request, open_work, record_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -37,8 +37,13 @@ def for_statement(wrapper: Any, record: ConnectionRecord, *, untold: bool) -> Tr
         if not record.manual or facts.transaction_status(wrapper.connection) != facts.IDLE:
             return None  # autocommit, or a transaction that was under way before instrument()
         transaction = record.transaction = Transaction(
-            outer=trace.get_current_span(), started=time.time_ns(), atomic=False, handled=sys.exc_info()[1]
+            outer=trace.get_current_span(),
+            started=time.time_ns(),
+            atomic=False,
+            handled=sys.exc_info()[1],
+            alias=wrapper.alias,
         )
+        open_work.begin(transaction)
     if transaction.phase is Phase.NOTHING_SENT:
         transaction.phase = Phase.STATEMENT_SENT
         if not untold and not of_testcase(wrapper):
@@ -89,6 +94,7 @@ def close(record: ConnectionRecord) -> None:
     transaction, record.transaction = record.transaction, None
     if transaction is None:
         return
+    open_work.end(transaction)
     try:
         if transaction.span is not None:
             _end_span(record, transaction, transaction.span)
@@ -110,7 +116,10 @@ def _end_span(record: ConnectionRecord, transaction: Transaction, span: Span) ->
 def forget(record: ConnectionRecord) -> None:
     """Let go of a transaction that goes on unobserved: its span ends here, its outcome is not known."""
     transaction, record.transaction = record.transaction, None
-    if transaction is not None and transaction.span is not None:
+    if transaction is None:
+        return
+    open_work.end(transaction)
+    if transaction.span is not None:
         _leave_context(transaction)
         transaction.span.end()
 
@@ -178,10 +187,11 @@ def _note_unseen_commit(transaction: Transaction) -> None:
 class _AutocommitOff:
     """``set_autocommit(False)``: by ``Atomic`` it opens a transaction, by hand it lets statements."""
 
-    __slots__ = ("atomic", "handled", "outer", "record", "started")
+    __slots__ = ("alias", "atomic", "handled", "outer", "record", "started")
 
-    def __init__(self, record: ConnectionRecord, *, atomic: bool) -> None:
+    def __init__(self, record: ConnectionRecord, alias: str, *, atomic: bool) -> None:
         self.record = record
+        self.alias = alias
         self.atomic = atomic
         self.outer = trace.get_current_span()
         self.started = time.time_ns()
@@ -196,8 +206,9 @@ class _AutocommitOff:
         record = self.record
         record.manual = False
         opened = record.transaction = Transaction(
-            outer=self.outer, started=self.started, atomic=True, handled=self.handled
+            outer=self.outer, started=self.started, atomic=True, handled=self.handled, alias=self.alias
         )
+        open_work.begin(opened)
         logical, record.logical = record.logical, None
         if logical is not None:
             opened.id, opened.attempt, opened.name = logical.id, logical.attempt, logical.name
@@ -205,14 +216,22 @@ class _AutocommitOff:
 
 
 class _AutocommitOn:
-    """``set_autocommit(True)``: whatever transaction there was has been ended before."""
+    """``set_autocommit(True)``: whatever transaction there was has been ended before.
 
-    __slots__ = ("record",)
+    Within it Django runs the ``on_commit`` hooks: what they log is about the transaction they waited for.
+    """
 
-    def __init__(self, record: ConnectionRecord) -> None:
+    __slots__ = ("committed", "record")
+
+    def __init__(self, record: ConnectionRecord, committed: Transaction | None) -> None:
         self.record = record
+        self.committed = committed
+        if committed is not None:
+            open_work.begin(committed)
 
     def finish(self, result: Any, error: BaseException | None) -> None:
+        if self.committed is not None:
+            open_work.end(self.committed)
         if error is None:
             self.record.manual = False
             close(self.record)
@@ -226,15 +245,16 @@ def _begin_set_autocommit(
     if signals.current is None or wrapper.in_atomic_block:
         return None  # Django forbids it within a block
     record = record_of(wrapper)
-    if record.transaction is not None and record.transaction.atomic:
+    ended = record.transaction
+    if ended is not None and ended.atomic:
         # Now, not at the end: Django runs the on_commit hooks within this call.
         close(record)
     if autocommit:
-        return _AutocommitOn(record)
+        return _AutocommitOn(record, ended)
     if force_begin_transaction_with_broken_autocommit:
         # Django keeps it beyond its transaction, and names it as the cause of what goes wrong in this one.
         wrapper.rollback_exc = None
-    return _AutocommitOff(record, atomic=force_begin_transaction_with_broken_autocommit)
+    return _AutocommitOff(record, wrapper.alias, atomic=force_begin_transaction_with_broken_autocommit)
 
 
 # --- COMMIT and ROLLBACK -----------------------------------------------------------------------

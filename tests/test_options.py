@@ -17,6 +17,7 @@ SPELLED = {
     "traces": ("off", False),
     "metrics": ("No", False),
     "logs": ("0", False),
+    "python_logs": ("no", False),
     "exporter": ("fastotel", "fastotel"),
     "exclude_health_checks": ("FALSE", False),
     "excluded_urls": ("^/a/$, b+", ("^/a/$", "b+")),
@@ -30,6 +31,15 @@ SPELLED = {
     "statement_owner": ("driver", "driver"),
     "node_id": ("false", False),
     "query_text_limit": ("100", 100),
+    "query_parameters": ("yes", True),
+    "mask_secrets": ("off", False),
+    "secret_names": ("iban, bic", ("iban", "bic")),
+    "secret_patterns": (r"\bDE\d{20}\b", (r"\bDE\d{20}\b",)),
+    "slow_statement": ("0.25", 0.25),
+    "log_limit": ("100", 100),
+    "sql_comments": ("on", True),
+    "sql_comment_tags": ('{"application": "bank"}', {"application": "bank"}),
+    "thread_context": ("false", False),
     "retry_atomic_requests": ('{"max_attempts": 3}', {"max_attempts": 3}),
 }
 PROVIDERS = {"tracer_provider", "meter_provider", "logger_provider"}
