@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
-from . import connections, cursors, signals, transactions
+from . import connections, cursors, endings, signals, transactions
 from .hooks import Hook
 
 #: The methods of ``django_cockroachdb.base.DatabaseWrapper`` that are observed, on the class: so open
@@ -22,8 +22,8 @@ WRAPPER_HOOKS: dict[str, Hook] = {
     "get_new_connection": connections.CONNECT,
     "set_autocommit": transactions.SET_AUTOCOMMIT,
     "set_rollback": transactions.SET_ROLLBACK,
-    "_commit": transactions.COMMIT,
-    "_rollback": transactions.ROLLBACK,
+    "_commit": endings.COMMIT,
+    "_rollback": endings.ROLLBACK,
     "close": transactions.CLOSE,
     "make_cursor": cursors.MAKE_CURSOR,
     "make_debug_cursor": cursors.MAKE_DEBUG_CURSOR,

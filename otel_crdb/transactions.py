@@ -18,10 +18,10 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import characteristics, errors, events, facts, idle_time, neighbours, outcomes, semconv, signals
+from . import characteristics, events, facts, idle_time, outcomes, semconv, signals
 from .hooks import Hook, call_back
-from .operations import BLOCK, ClientOperation, is_untold
-from .state import ConnectionRecord, Phase, Transaction, connected, current_request, open_work, record_of
+from .operations import BLOCK
+from .state import ConnectionRecord, Phase, Transaction, current_request, open_work, record_of
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -49,7 +49,7 @@ def for_statement(wrapper: Any, record: ConnectionRecord, *, untold: bool) -> Tr
         if not untold and not of_testcase(wrapper):
             OPEN_SPAN.run(wrapper, record, transaction)
     elif transaction.open_seen and STATUS.run(wrapper.connection) == facts.IDLE:
-        _note_unseen_commit(transaction)
+        note_unseen_commit(transaction)
     if transaction.atomic and transaction.span is not None:
         _make_current(transaction, transaction.span)
     return transaction
@@ -172,7 +172,7 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
         request.transactions += 1
 
 
-def _note_unseen_commit(transaction: Transaction) -> None:
+def note_unseen_commit(transaction: Transaction) -> None:
     """Note that nothing is open where something was: somebody has ended it behind Django's back.
 
     Not after a COMMIT that we know of, refused or not, nor after a ROLLBACK.
@@ -257,57 +257,6 @@ def _begin_set_autocommit(
     return _AutocommitOff(record, wrapper.alias, atomic=force_begin_transaction_with_broken_autocommit)
 
 
-# --- COMMIT and ROLLBACK -----------------------------------------------------------------------
-
-
-class _EndOperation(ClientOperation):
-    """COMMIT or ROLLBACK under way."""
-
-    __slots__ = ("record",)
-    name: str
-    phase_of_error: errors.Phase
-
-    def __init__(self, wrapper: Any, record: ConnectionRecord, *, quiet: bool) -> None:
-        signal, name = signals.current, self.name
-        assert signal is not None and record.facts is not None  # noqa: PT018 - _begin_end() asked
-        self.record = record
-        super().__init__(
-            record.facts,
-            name,
-            {semconv.DB_QUERY_SUMMARY: name, semconv.DB_OPERATION_NAME: name},
-            phase=self.phase_of_error,
-            histogram=signal.instruments.operation_duration,
-            attributes={**record.facts.metric, semconv.DB_QUERY_SUMMARY: name},
-            transaction=record.transaction,
-            connection=record.connection,
-            quiet=quiet or is_untold(wrapper.alias) or of_testcase(wrapper) or self._is_theirs(signal),
-        )
-        if self.transaction is not None:
-            idle_time.count(self.transaction, self.started)
-            self.transaction.closing = True
-
-    def finish(self, result: Any, error: BaseException | None) -> None:
-        super().finish(result, error)
-        if self.transaction is not None and not self.transaction.atomic:
-            close(self.record)
-
-    def _is_theirs(self, signal: Signals) -> bool:
-        watchers = neighbours.watchers_of(self.record.connection)
-        return watchers.datadog and watchers.own(signal)  # OpenTelemetry's make none of COMMIT
-
-
-class _Commit(_EndOperation):
-    __slots__ = ()
-    name = "COMMIT"
-    phase_of_error = "commit"
-
-    def settle(self, error: BaseException | None, failure: Classification | None) -> None:
-        if self.transaction is not None and self.transaction.phase is Phase.COMMIT_SENT:
-            settle_commit(self.transaction, error, failure)
-        else:
-            super().settle(error, failure)
-
-
 def settle_commit(
     transaction: Transaction | None, error: BaseException | None, failure: Classification | None
 ) -> None:
@@ -318,64 +267,6 @@ def settle_commit(
         transaction.phase = Phase.COMMIT_ANSWERED
     else:
         transaction.commit_error, transaction.commit_failure = error, failure
-
-
-class _Rollback(_EndOperation):
-    __slots__ = ()
-    name = "ROLLBACK"
-    phase_of_error = "statement"
-
-    def settle(self, error: BaseException | None, failure: Classification | None) -> None:
-        """Leave the verdict as it is: neither a ROLLBACK that went well nor its error changes it."""
-
-
-def _begin_commit(wrapper: Any) -> _Commit | None:
-    record, status = _open_connection(wrapper)
-    if record is None:
-        return None
-    transaction = record.transaction
-    lost = status == facts.UNKNOWN  # and known to be: COMMIT will not be sent
-    if transaction is not None:
-        transaction.end_seen = True
-        if not lost:
-            # In a failed transaction the server answers COMMIT with the tag ROLLBACK, and no error.
-            transaction.silent_abort = status == facts.IN_ERROR
-            transaction.phase = Phase.COMMIT_SENT
-    commit = _Commit(wrapper, record, quiet=lost)
-    if lost:
-        commit.phase = "statement"
-    return commit
-
-
-def _begin_rollback(wrapper: Any) -> _Rollback | None:
-    record, status = _open_connection(wrapper)
-    if record is None:
-        return None
-    transaction = record.transaction
-    if transaction is not None:
-        leaving = sys.exc_info()[1]
-        left_normally = leaving is transaction.handled
-        # While COMMIT's own error is handled, a rollback proves nothing of it.
-        transaction.end_seen = transaction.end_seen or left_normally
-        if transaction.error is None and transaction.mended is not None and transaction.mended[0] is leaving:
-            transaction.error, transaction.failure = transaction.mended
-        if transaction.atomic and status == facts.IN_ERROR and not transaction.rollback_asked:
-            # Django rolls back without a word where a block is left normally but marked for rollback.
-            transaction.silent_abort |= left_normally and transaction.error is not None
-    return _Rollback(wrapper, record, quiet=status == facts.UNKNOWN)
-
-
-def _open_connection(wrapper: Any) -> tuple[ConnectionRecord | None, int]:
-    """Return the record of a connection on which the driver would send something, and its status."""
-    if signals.current is None or wrapper.connection is None:
-        return None, facts.IDLE
-    status = STATUS.run(wrapper.connection)
-    transaction = record_of(wrapper).transaction
-    if status == facts.IDLE and transaction is not None and transaction.open_seen:
-        _note_unseen_commit(transaction)
-    if status is None:
-        status = facts.ACTIVE  # not to be had: as if something were under way, the cautious answer
-    return (None if status == facts.IDLE else connected(wrapper)), status
 
 
 # --- close -------------------------------------------------------------------------------------
@@ -416,6 +307,4 @@ OPEN_SPAN = Hook("transactions.span", _open_span)
 STATUS = Hook("transactions.status", facts.transaction_status)
 SET_ROLLBACK = Hook("DatabaseWrapper.set_rollback", _begin_set_rollback)
 SET_AUTOCOMMIT = Hook("DatabaseWrapper.set_autocommit", _begin_set_autocommit)
-COMMIT = Hook("DatabaseWrapper._commit", _begin_commit)
-ROLLBACK = Hook("DatabaseWrapper._rollback", _begin_rollback)
 CLOSE = Hook("DatabaseWrapper.close", _begin_close)
