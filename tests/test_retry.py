@@ -711,7 +711,7 @@ def test_errors_are_what_django_code_catches():
 @pytest.mark.parametrize("blind", ["_commit overridden", "COMMIT hook failing", "autocommit hook failing"])
 def test_commit_that_no_record_saw_is_never_repeated(telemetry, naps, monkeypatch, blind):
     """Where the hooks did not see COMMIT, a link lost after the function returned is ambiguous."""
-    from otel_crdb import endings
+    from otel_crdb import endings, transactions
 
     wrapper = connections["other"]
     wrapper.ensure_connection()
