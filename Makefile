@@ -10,7 +10,7 @@ LOCK := locks/django-$(DJANGO).txt
 READY := $(VENV)/.ready-$(DJANGO)
 BIN := $(VENV)/bin
 
-.PHONY: demo test django-suite django-suite-long starts model soak lint lock clean
+.PHONY: demo test django-suite django-suite-long starts rotation model soak lint lock clean
 
 demo: $(READY)
 	$(BIN)/python -m demo
@@ -36,6 +36,10 @@ django-suite-long: $(READY)
 # Every way to start, all combined.
 starts: $(READY)
 	OTEL_CRDB_TEST_STARTS=all $(BIN)/python -m pytest tests/test_starts.py
+
+# A million lines of four processes, 50 threads each, through a rotating file: none torn, none lost.
+rotation: $(READY)
+	$(BIN)/python -m tests.rotation
 
 # Transfers under any faults, by the thousand, from a seed that is printed; OTEL_CRDB_TEST_MODEL_SEED gives one.
 EXAMPLES ?= 5000

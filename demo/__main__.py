@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from otel_crdb.testing import ServerError, server
 
-from . import figures, report
+from . import figures, log_lines, report
 from .bank_server import BankServer, environment_of
 from .checks import check
 from .forwarder import Forwarder
@@ -78,9 +78,9 @@ def _run(screen: report.Screen, children: Children, log: Path) -> int:
             database = stack.enter_context(server())
             step.result = database.description
         stack.callback(children.end_all)  # before the server they are connected to
-        bank = BankServer(
-            children, environment_of(database.django_settings(), receiver.endpoint, driver), log
-        )
+        environment = environment_of(database.django_settings(), receiver.endpoint, driver)
+        environment["BANK_LOG_FILE"] = str(log.with_name("bank.jsonl"))
+        bank = BankServer(children, environment, log)
         with screen.step("Make the tables, open the accounts"):
             bank.prepare()
         run, versions = _serve_and_drive(screen, bank, receiver, driver)
@@ -114,7 +114,8 @@ def _serve_and_drive(
         after = client.get("/accounts/").body["accounts"]
         bank.stop()
         step.result = f"{len(receiver.telemetry.spans)} spans received"
-    return Run(tally, before, after, receiver.telemetry), versions
+    lines = log_lines.of_file(bank.log.with_name("bank.jsonl"))
+    return Run(tally, before, after, receiver.telemetry, lines), versions
 
 
 def _has_all(telemetry: Telemetry) -> bool:

@@ -101,6 +101,8 @@ def environment_of(
         "OTEL_METRIC_EXPORT_INTERVAL": "1000",
         # Errors as log records too, beside the events on the spans: all three signals tell of them.
         "OTEL_SEMCONV_EXCEPTION_SIGNAL_OPT_IN": "logs/dup",
+        # Every line, also of a storm: the file and OTLP are compared.
+        "OTEL_CRDB_LOG_LIMIT": "0",
     }
     kept = {name: value for name, value in outer.items() if not name.startswith("OTEL_EXPORTER_")}
     return {**kept, **ours}

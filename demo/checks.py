@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from . import figures, retry_checks
+from . import figures, log_lines, retry_checks
 from .run import Check
 from .traffic import FEWEST_REFUSED, FEWEST_ROUNDS, INSUFFICIENT, MADE, REFUSED, SERIALIZATION_FAILURE
 
@@ -37,6 +37,7 @@ def check(run: Run) -> list[Check]:
         retry_checks.retries(run),
         retry_checks.attempts(run),
         retry_checks.serialization_failures(run),
+        log_lines.agree(run),
     ]
 
 

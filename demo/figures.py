@@ -21,6 +21,7 @@ TXN_ID, OUTCOME = "cockroachdb.txn.id", "cockroachdb.txn.outcome"
 ATTEMPTS, ATTEMPT = "cockroachdb.txn.attempts", "cockroachdb.txn.attempt"
 REQUEST_RETRIES = "cockroachdb.request.retries"
 ERROR_EVENT, RETRY_EVENT = "db.client.operation.exception", "cockroachdb.txn.retry"
+EXCEPTION_EVENTS = {ERROR_EVENT, "http.server.request.exception"}
 
 
 @dataclass(frozen=True)

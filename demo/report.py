@@ -7,6 +7,7 @@ import contextlib
 import platform
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from . import figures, trace_choice, trace_view
+from . import figures, log_lines, trace_choice, trace_view
 from .traffic import CLIENTS, CROWDED_EVERY, IMPATIENT
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Screen:
         self._section("What ran", _what_ran(facts, len(run.telemetry.processes())))
         self._section("What was seen, decoded from OTLP", _summary(run))
         self._trace("Refused, run again, made", trace_choice.retried(run.telemetry))
+        self._lines(run)
         self._trace("Refused", trace_choice.refused(run.telemetry))
         self._section("Checked against what the clients saw", _checked(checks))
         self._section("Where to look next", _next(facts))
@@ -126,6 +128,13 @@ class Screen:
             attempts = figures.times(trace_choice.attempts_of(trace), "attempt")
             tree = trace_view.render(trace, self._console.width)
             self._section(f"{title}: a transfer of {attempts}, trace {trace[0].trace_id}", tree)
+
+    def _lines(self, run: Run) -> None:
+        """Show what was logged of the retried transfer that is shown whole, and where each line was found."""
+        trace = trace_choice.retried(run.telemetry)
+        if trace:
+            title = "Its log lines, by that trace id: in the rotating file, and by OTLP"
+            self._section(title, _log_lines(run, trace[0].trace_id))
 
     def _section(self, title: str, content: RenderableType) -> None:
         self._say()
@@ -205,6 +214,25 @@ def _summary(run: Run) -> Table:
                 trace_view.duration(row.p50),
                 trace_view.duration(row.p95),
             )
+    return table
+
+
+def _log_lines(run: Run, trace_id: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
+    table.add_column("file", justify="center", no_wrap=True)
+    table.add_column("OTLP", justify="center", no_wrap=True)
+    for name in ("time", "level", "span"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("line")
+    by_otlp = log_lines.by_trace(log_lines.of_otlp(run.telemetry)).get(trace_id, Counter())
+    rows = [(when, line) for when, line in run.log_file if line.trace_id == trace_id]
+    for when, line in rows:
+        clock = when.partition("T")[2][:12]
+        found = PASSED if by_otlp[line] > 0 else FAILED
+        by_otlp[line] -= 1
+        table.add_row(PASSED, found, clock, line.severity, line.span_id, Text(line.text))
+    for line in (+by_otlp).elements():
+        table.add_row(FAILED, PASSED, "", line.severity, line.span_id, Text(line.text))
     return table
 
 

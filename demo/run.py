@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from otel_crdb.testing.telemetry import Telemetry
 
+    from .log_lines import Line
     from .traffic import Tally
 
 
@@ -30,3 +31,5 @@ class Run:
     before: list[dict[str, Any]]
     after: list[dict[str, Any]]
     telemetry: Telemetry
+    #: The lines of the bank's log file, in their order: when each was logged, and the line.
+    log_file: list[tuple[str, Line]] = field(default_factory=list)

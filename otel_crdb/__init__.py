@@ -14,6 +14,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .instrumentor import CockroachDBInstrumentor, flush, instrument, uninstrument
+    from .logs import CockroachTxnFilter, logging_config
     from .retry import (
         AmbiguousCommitError,
         RetriesExhaustedError,
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 __all__ = [
     "AmbiguousCommitError",
     "CockroachDBInstrumentor",
+    "CockroachTxnFilter",
     "RetriesExhaustedError",
     "__version__",
     "arun_transaction",
     "flush",
     "instrument",
+    "logging_config",
     "retry_transaction",
     "retry_view",
     "run_transaction",
@@ -42,10 +45,12 @@ __all__ = [
 _HOMES = {
     "AmbiguousCommitError": "retry",
     "CockroachDBInstrumentor": "instrumentor",
+    "CockroachTxnFilter": "logs.filters",
     "RetriesExhaustedError": "retry",
     "arun_transaction": "retry",
     "flush": "instrumentor",
     "instrument": "instrumentor",
+    "logging_config": "logs.configuration",
     "retry_transaction": "retry",
     "retry_view": "view_retry",
     "run_transaction": "retry",

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 class _Connect(ClientOperation):
     """A connection on its way."""
 
-    __slots__ = ("node_id",)
+    __slots__ = ("_alias", "node_id")
 
     def __init__(self, signal: Signals, alias: str, settings: dict[str, Any]) -> None:
+        self._alias = alias
         pooled = bool(settings["OPTIONS"].get("pool"))
         known = facts.of_settings(settings)
         self.node_id = signal.config.node_id
@@ -41,6 +42,11 @@ class _Connect(ClientOperation):
             attributes=dict(known.pool),
             quiet=is_untold(alias),
         )
+
+    @property
+    def alias(self) -> str:
+        """The database, as Django calls it."""
+        return self._alias
 
     def finish(self, result: Any, error: BaseException | None) -> None:
         if error is None and self.span is not None:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from . import characteristics, idle_time, neighbours, semconv, signals, statements
+from . import characteristics, idle_time, neighbours, query_parameters, semconv, signals, statements
+from .comments import commented
 from .copying import CopyBlock
 from .facts import IN_ERROR, transaction_status
 from .hooks import Hook, call_back
@@ -24,6 +25,8 @@ from .statements import name_of, text_of
 from .transactions import for_statement, settle_commit
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from .errors import Classification
     from .state import ConnectionRecord, Transaction
     from .statements import Statement
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 SAVEPOINT_OPERATIONS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 
 
+#: The attribute of a cursor wrapper that holds the statement which the driver is about to be given.
+BEGUN = "_otel_crdb_begun"
 #: COMMIT, as text instead of by ``commit()``.
 COMMITS = frozenset({"COMMIT", "END"})
 
@@ -134,6 +139,7 @@ def _begin(
     sql: Any,
     extra: dict[str, Any] | None = None,
     *,
+    params: Any = None,
     batch: bool = False,
     watchers: neighbours.Watchers | None = None,
 ) -> _Statement | None:
@@ -141,27 +147,60 @@ def _begin(
     if signals.current is None or wrapper.needs_rollback:
         # Django refuses statements in a broken block (TransactionManagementError): nothing is sent.
         return None
-    statement = statements.describe(text_of(sql, cursor.cursor))
+    text = text_of(sql, cursor.cursor)
+    statement = statements.describe(text)
     if batch:
         statement = statements.batch(statement)
     if watchers is None:
         watchers = neighbours.watchers_of(cursor.cursor)
     begun = _Statement(wrapper, connected(wrapper), statement, extra or {}, watchers)
-    hook = signals.current.config.statement_hook
-    if hook is not None and begun.span is not None and begun.span.is_recording():
-        STATEMENT_HOOK.run(hook, begun.span, wrapper, sql)
+    config = signals.current.config
+    if begun.span is not None and begun.span.is_recording():
+        if params is not None and config.query_parameters:
+            PARAMETERS.run(begun.span, text, params)
+        if config.statement_hook is not None:
+            STATEMENT_HOOK.run(config.statement_hook, begun.span, wrapper, sql)
     return begun
 
 
 def _begin_execute(cursor: Any, sql: Any, params: Any = None, *_: Any) -> _Statement | None:
-    return _begin(cursor, sql)
+    return _about_to_be_sent(cursor, _begin(cursor, sql, params=params))
 
 
 def _begin_executemany(cursor: Any, sql: Any, param_list: Any, *_: Any) -> _Statement | None:
     size = _number_of(param_list)
     if size == 1:
-        return _begin(cursor, sql)
-    return _begin(cursor, sql, {} if size is None else {semconv.DB_OPERATION_BATCH_SIZE: size}, batch=True)
+        own: Any = list if issubclass(type(param_list), list) else tuple
+        only = own.__getitem__(param_list, 0)
+        return _about_to_be_sent(cursor, _begin(cursor, sql, params=only))
+    extra = {} if size is None else {semconv.DB_OPERATION_BATCH_SIZE: size}
+    return _about_to_be_sent(cursor, _begin(cursor, sql, extra, batch=True))
+
+
+def _about_to_be_sent(cursor: Any, begun: _Statement | None) -> _Statement | None:
+    """Note the statement on its cursor, from where its comment is asked for in the next moment."""
+    signal = signals.current
+    if begun is not None and begun.span is not None and signal is not None and signal.config.sql_comments:
+        cursor.__dict__[BEGUN] = begun
+    return begun
+
+
+def _sent(cursor: Any, sql: Any, *, interpolated: bool) -> Any:
+    """Return what the driver is given: the statement, with its comment where it is to have one."""
+    begun = cursor.__dict__.pop(BEGUN, None)
+    longer = None if begun is None else COMMENT.run(cursor, sql, begun, interpolated=interpolated)
+    return sql if longer is None else longer
+
+
+def _comment(cursor: Any, sql: Any, begun: _Statement, *, interpolated: bool) -> Any:
+    if begun.span is None:
+        return None
+    context = begun.span.get_span_context()
+    return commented(cursor, sql, begun.statement.operation, context, interpolated=interpolated)
+
+
+def _tell_parameters(span: Span, text: str | bytes, params: Any) -> None:
+    span.set_attributes(query_parameters.attributes(text, params))
 
 
 def _number_of(rows: Any) -> int | None:
@@ -191,6 +230,8 @@ def _begin_copy_to(cursor: Any, _file: Any, table: Any, *_: Any, **__: Any) -> _
     return _begin(cursor, f"COPY {name_of(table, cursor.cursor)} TO STDOUT", watchers=neighbours.NOBODY)
 
 
+PARAMETERS = Hook("CursorWrapper.parameters", _tell_parameters)
+COMMENT = Hook("CursorWrapper.comment", _comment)
 STATEMENT_HOOK = Hook("statement_hook", call_back)
 EXECUTE = Hook("CursorWrapper._execute", _begin_execute)
 EXECUTEMANY = Hook("CursorWrapper._executemany", _begin_executemany)
@@ -230,11 +271,13 @@ class TracedCursor:
 
     @EXECUTE.around
     def _execute(self, sql: Any, params: Any, *ignored: Any) -> Any:
-        return super()._execute(sql, params, *ignored)  # type: ignore[misc]
+        sent = _sent(self, sql, interpolated=params is not None)
+        return super()._execute(sent, params, *ignored)  # type: ignore[misc]
 
     @EXECUTEMANY.around
     def _executemany(self, sql: Any, param_list: Any, *ignored: Any) -> Any:
-        return super()._executemany(sql, param_list, *ignored)  # type: ignore[misc]
+        sent = _sent(self, sql, interpolated=True)
+        return super()._executemany(sent, param_list, *ignored)  # type: ignore[misc]
 
     @CALLPROC.around
     def callproc(self, *args: Any, **kwargs: Any) -> Any:

@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any
 from opentelemetry import trace
 from opentelemetry._logs import SeverityNumber
 
-from . import errors, redaction, semconv, signals
+from . import database_log, errors, redaction, run_log, semconv, signals
 from .metrics import OTHER
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
+    from .database_log import Line
     from .state import Transaction
 
-logger = logging.getLogger(__name__)
+#: A log record's severity, by the level of the line that has the same words.
+SEVERITIES = {
+    logging.WARNING: (SeverityNumber.WARN, "WARNING"),
+    logging.ERROR: (SeverityNumber.ERROR, "ERROR"),
+}
 
 #: The conflict's parts that an error's text tells, and their names. Never the key.
 FINDINGS = (
@@ -42,6 +47,11 @@ class ErrorWords:
     metric: dict[str, str]
     #: The text with every key, row and value masked.
     message: str
+
+    @property
+    def error_type(self) -> str:
+        """``error.type``."""
+        return self.span[semconv.ERROR_TYPE]
 
 
 def words_of(error: BaseException, failure: errors.Classification | None) -> ErrorWords:
@@ -85,9 +95,16 @@ def findings_of(failure: errors.Classification | None) -> dict[str, Any]:
 
 
 def database_error(
-    span: Span, error: BaseException, failure: errors.Classification | None, words: ErrorWords
+    span: Span,
+    error: BaseException,
+    failure: errors.Classification | None,
+    words: ErrorWords,
+    line: Line | None,
 ) -> None:
-    """Record an error, once: the event, on the span or as a log record, and the count."""
+    """Record an error, once: the event, on the span or as a log record, and the count.
+
+    Where it leaves as a log record, ``line`` has that record's words and is marked as told over OTLP.
+    """
     signal = signals.current
     if signal is None:
         return
@@ -101,7 +118,10 @@ def database_error(
     if signal.exceptions != "logs" and span.is_recording():
         span.add_event(semconv.DB_EXCEPTION_EVENT, attributes)
     if signal.exceptions != "spans":
-        _emit(span, semconv.DB_EXCEPTION_EVENT, attributes, words.message)
+        if line is None:
+            _emit(span, semconv.DB_EXCEPTION_EVENT, attributes, words.message)
+        else:
+            _emit_line(span, semconv.DB_EXCEPTION_EVENT, attributes, line)
     if failure is not None:
         counted = dict(words.metric)
         if failure.retry_reason:
@@ -136,17 +156,31 @@ def _message_of(error: BaseException) -> str:
 def transaction_event(span: Span, name: str, transaction: Transaction, namespace: str) -> None:
     """Tell of a transaction that ended otherwise than its caller will think.
 
-    As an event of its span, as a log record over OTLP, and to the Python logger.
+    As an event of its span, as a log record over OTLP, and as a line of the database's log.
     """
     failure = transaction.commit_failure or transaction.failure
     attributes = {semconv.TXN_ID: transaction.id, semconv.DB_NAMESPACE: namespace, **findings_of(failure)}
-    sqlstate = ""
     if failure is not None:
         attributes[semconv.ERROR_CLASS] = failure.error_class
         if failure.sqlstate:
-            sqlstate = attributes[semconv.DB_RESPONSE_STATUS_CODE] = failure.sqlstate
-    emit(span, name, attributes, MESSAGES[name])
-    logger.warning("%s txn_id=%s db=%s error_code=%s", MESSAGES[name], transaction.id, namespace, sqlstate)
+            attributes[semconv.DB_RESPONSE_STATUS_CODE] = failure.sqlstate
+    level = logging.WARNING
+    if name == semconv.AMBIGUOUS_EVENT and not run_log.will_be_known(transaction):
+        level = logging.ERROR  # somebody has to look
+    kind = database_log.SILENT_ABORT if name == semconv.SILENT_ABORT_EVENT else database_log.AMBIGUOUS
+    fields = database_log.fields_of(
+        kind, transaction.alias, failure, txn_id=transaction.id, txn_attempt=transaction.attempt
+    )
+    line = database_log.Line(
+        level,
+        "%s",
+        (MESSAGES[name],),
+        fields,
+        transaction.name,
+        span,
+    )
+    emit(span, name, attributes, line)
+    database_log.GUARD.run(run_log.tell_of_transaction, line, transaction)
 
 
 #: What a person reads of a transaction's event.
@@ -158,19 +192,26 @@ MESSAGES = {
 }
 
 
-def emit(span: Span, name: str, attributes: dict[str, Any], body: str) -> None:
-    """Tell of an event on the span that it befell, and as a log record of the same words."""
+def emit(span: Span, name: str, attributes: dict[str, Any], line: Line) -> None:
+    """Tell of an event on the span that it befell, and as a log record of a line's words."""
     span.add_event(name, attributes)
-    _emit(span, name, attributes, body)
+    _emit_line(span, name, attributes, line)
 
 
-def _emit(span: Span, name: str, attributes: dict[str, Any], body: str) -> None:
+def _emit_line(span: Span, name: str, attributes: dict[str, Any], line: Line) -> None:
+    """Tell of an event as a log record, and mark the line: it has left over OTLP."""
+    _emit(span, name, attributes, line.text, line.level)
+    line.fields[database_log.EVENT_FIELD] = name
+
+
+def _emit(span: Span, name: str, attributes: dict[str, Any], body: str, level: int = logging.WARNING) -> None:
     signal = signals.current
     if signal is not None:
+        severity_number, severity_text = SEVERITIES[level]
         signal.logger.emit(
             context=trace.set_span_in_context(span),
-            severity_number=SeverityNumber.WARN,
-            severity_text="WARN",
+            severity_number=severity_number,
+            severity_text=severity_text,
             event_name=name,
             body=body,
             attributes=attributes,

@@ -7,21 +7,41 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.core.signals import got_request_exception
+from django.core.signals import got_request_exception, request_finished
 from django.db import connections as open_wrappers
 from opentelemetry.instrumentation.django import DjangoInstrumentor
 from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
 
-from . import config, exits, option_sources, pipeline, recording, requests, signals, state, transactions
+from . import (
+    config,
+    database_log,
+    exits,
+    option_sources,
+    pipeline,
+    recording,
+    requests,
+    secret_values,
+    signals,
+    state,
+    threads,
+    transactions,
+)
 from .hooks import CarefulLogger
+from .logs import python_logging
 from .stability import opt_in_to_stable_http
 
 logger = CarefulLogger(__name__)
 
+#: Of Django's signals.
+RECEIVERS = (
+    (got_request_exception, requests.receive_exception),
+    (request_finished, requests.receive_finished),
+)
 REQUEST_MIDDLEWARE = f"{requests.__name__}.{requests.RequestMiddleware.__qualname__}"
 
 
@@ -61,9 +81,15 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         try:
             signals.use(chosen)
             self._undo.append(signals.stop)
-            self._undo.append(exits.watch(flush, lambda: pipeline.end(chosen)))
+            self._undo.append(exits.watch(flush, partial(_end, chosen)))
             recording.start()
             self._undo.append(recording.stop)
+            secret_values.configure(
+                enabled=chosen.mask_secrets, names=chosen.secret_names, patterns=chosen.secret_patterns
+            )
+            self._undo.append(python_logging.start(chosen))
+            if chosen.thread_context:
+                self._undo.append(threads.start())
             no_requests = config.requests_switched_off()
             if no_requests:
                 logger.info("otel_crdb: %s: requests have no spans.", no_requests)
@@ -83,6 +109,7 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
             self._undo.append(view_retry.start(policy))
 
     def _uninstrument(self, *, flush: bool = True, **_: Any) -> None:
+        database_log.flush()
         for wrapper in open_wrappers.all(initialized_only=True):  # this thread's; others are out of reach
             record = vars(wrapper).get(state.RECORD)
             if record is not None:
@@ -117,8 +144,9 @@ class CockroachDBInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
         self._undo.append(restore)
         # Not weak: Django keeps something of each weak connection for good; the function lives on anyway.
-        got_request_exception.connect(requests.receive_exception, dispatch_uid=REQUEST_MIDDLEWARE, weak=False)
-        self._undo.append(lambda: got_request_exception.disconnect(dispatch_uid=REQUEST_MIDDLEWARE))
+        for signal, receiver in RECEIVERS:
+            signal.connect(receiver, dispatch_uid=REQUEST_MIDDLEWARE, weak=False)
+            self._undo.append(partial(signal.disconnect, dispatch_uid=REQUEST_MIDDLEWARE))
 
 
 def _settings_are_being_loaded() -> bool:
@@ -196,4 +224,10 @@ def flush(timeout: float = 10.0) -> bool:
         Whether everything was handed over in time.
 
     """
+    database_log.flush()
     return pipeline.flush(_config_in_force(), timeout)
+
+
+def _end(chosen: config.Config) -> None:
+    database_log.flush()
+    pipeline.end(chosen)

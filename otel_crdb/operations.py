@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One call to the database: its CLIENT span, its data point, and what its failure means.
 
-Span and data point share one duration and the same words. The first look at an error is here, so
-that what a span, an event, a counter and the transaction's record say of it is one finding.
+Span, data point and log line share one duration and the same words. The first look at an error is here, so
+that what a span, an event, a counter, a line and the transaction's record say of it is one finding.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from django.db import connections
 from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.context import _SUPPRESS_INSTRUMENTATION_KEY
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import errors, events, facts, semconv, signals
+from . import call_log, errors, events, facts, run_log, semconv, signals
+from .database_log import GUARD
 from .hooks import Hook
-from .state import current_request
+from .state import LastError, current_request, last_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 #: A finding that only repeats the transaction's first error is not counted anew.
 CONSEQUENCES = frozenset({"25P02"})
-
+#: First words of calls whose success says nothing of an error before them: they are how it is dealt with.
+DEALINGS = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 
 #: In the context: the transaction's span that was made current for a block.
 BLOCK = context_api.create_key("otel_crdb.block")
@@ -49,11 +52,13 @@ class ClientOperation:
         "_driver_token",
         "_handled",
         "attributes",
+        "called",
         "connection",
         "goes_back",
         "histogram",
         "phase",
         "span",
+        "span_attributes",
         "started",
         "transaction",
     )
@@ -74,6 +79,9 @@ class ClientOperation:
         connection: Any = None,
     ) -> None:
         self.phase = phase
+        #: As its span.
+        self.called = name
+        self.span_attributes = span_attributes
         #: The driver's connection, once there is one.
         self.connection = connection
         #: To a savepoint: refused where the transaction had failed before.
@@ -112,11 +120,17 @@ class ClientOperation:
         failure = None if error is None else CLASSIFY.run(self, error)
         consequence = self._is_consequence(failure)
         self.settle(error, failure)
+        if failure is not None and not consequence:
+            GUARD.run(self._remember_error, failure)
+        elif error is None and last_error.get() is not None:
+            GUARD.run(self._forget_error)
         if self.span is None:
             return
         try:
             if error is not None:
-                self._tell(self.span, error, failure, consequence=consequence)
+                self._tell(self.span, error, failure, taken / 1e9, consequence=consequence)
+            elif call_log.is_awaited(taken):
+                GUARD.run(call_log.call_succeeded, self, taken / 1e9)
         finally:
             try:
                 request = current_request.get()
@@ -137,18 +151,63 @@ class ClientOperation:
             if transaction.error is not None:
                 transaction.mended = (transaction.error, transaction.failure)
                 transaction.error = transaction.failure = None
+                GUARD.run(run_log.dealt_with, transaction)
         elif transaction.error is None:
             transaction.error, transaction.failure = error, failure
 
+    @property
+    def alias(self) -> str:
+        """The database, as Django calls it; looked up where something is to be told, not at every call."""
+        if self.transaction is not None and self.transaction.alias:
+            return self.transaction.alias
+        wrappers = connections.all(initialized_only=True)
+        return next((str(each.alias) for each in wrappers if each.connection is self.connection), "")
+
+    @property
+    def text(self) -> str:
+        """The statement, as its span has it: masked; empty where there is none."""
+        return self.span_attributes.get(semconv.DB_QUERY_TEXT, "")  # type: ignore[no-any-return]
+
+    @property
+    def proves_health(self) -> bool:
+        """Whether its success says that the database works, and that what failed before is over."""
+        if self.phase == "connect" or self.called.partition(" ")[0] in DEALINGS:
+            return False
+        # A COMMIT is answered by ROLLBACK in a transaction that has failed, without an error.
+        return self.transaction is None or not self.transaction.silent_abort
+
+    @property
+    def commits_work(self) -> bool:
+        """Whether its success says that something was written."""
+        return self.phase == "commit" or (self.phase == "autocommit" and not self.called.startswith("SELECT"))
+
+    def _remember_error(self, failure: errors.Classification) -> None:
+        last_error.set(LastError(failure.sqlstate or "", failure.error_class, self.alias))
+
+    def _forget_error(self) -> None:
+        known = last_error.get()
+        if known is not None and self.proves_health and known.alias == self.alias:
+            last_error.set(None)
+
     def _tell(
-        self, span: Span, error: BaseException, failure: errors.Classification | None, *, consequence: bool
+        self,
+        span: Span,
+        error: BaseException,
+        failure: errors.Classification | None,
+        seconds: float,
+        *,
+        consequence: bool,
     ) -> None:
         words = events.words_of(error, failure)
         self.attributes = {**self.attributes, **words.metric}
         span.set_attributes(words.span)
         span.set_status(Status(StatusCode.ERROR, words.message))
-        if not consequence:
-            events.database_error(span, error, failure, words)
+        if consequence:
+            return
+        line = GUARD.run(call_log.failure_line, self, seconds, failure, words)
+        events.database_error(span, error, failure, words, line)
+        if line is not None:
+            GUARD.run(call_log.call_failed, self, failure, line)
 
     def _is_consequence(self, failure: errors.Classification | None) -> bool:
         """Whether the error only repeats that the transaction had failed before."""

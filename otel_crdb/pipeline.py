@@ -36,7 +36,7 @@ with nonsense_set_aside():  # the SDK reads some variables when it is imported, 
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
-    from . import courier, delivery, fast_exporter, forks, hooks, otlp, scrubbing, semconv
+    from . import courier, database_log, delivery, fast_exporter, forks, hooks, otlp, scrubbing, semconv
     from .signals import SCOPE
 
 logger = CarefulLogger(__name__)
@@ -77,6 +77,7 @@ def set_up(config: Config) -> None:
         forks.in_each_child("resource", _name_child)
         forks.in_each_child("measurements", _forget_measurements)
         forks.in_each_child("counts", _forget_counts)
+        forks.in_each_child("database log", database_log.begin_anew)
         forks.in_each_child("senders", _start_senders_anew)
         atexit.register(shut_down)
     if config.metrics and _senders:

@@ -11,34 +11,19 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_plus
+
+from .secret_forms import MASK, REDACTED, as_text, mask_secrets
+from .secret_names import Sureness, sureness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = ["mask_error_text", "mask_url_path", "mask_url_query", "scrub_text"]
 
-#: What stands for something masked.
-MASK = "…"
-
 #: Characters that are looked at and that are given back: of a message, of a free text, of a query.
 _MESSAGE_INPUT, _MESSAGE_OUTPUT = 16 * 1024, 1_000
 _TEXT_INPUT, _TEXT_OUTPUT = 256 * 1024, 16 * 1024
 _QUERY_LIMIT = 16 * 1024
-
-
-def _as_text(value: object, limit: int) -> str:
-    """Return a text's beginning as valid Unicode: a lone surrogate may cost a whole batch its export."""
-    try:
-        text = str.__getitem__(str(value), slice(limit))
-    except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything; nothing then leaves
-        return ""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode()
-    return text
-
 
 # --- one message ----------------------------------------------------------------------------------
 
@@ -114,7 +99,7 @@ def mask_error_text(text: object, sqlstate: str | None = None) -> str:
     That is the primary message without DETAIL, HINT, CONTEXT, LINE and the like, without keys, rows and
     values. Names after a noun (`constraint "x"`, `relation "x"`) stay, and so do table and index id of a
     key (`/Table/106/1/…`). Of class 22 nothing quoted stays, no number, and no word that is not the
-    server's. Never raises; time is linear.
+    server's. Secrets are masked in what stays. Never raises; time is linear.
 
     Args:
         text: the error's text as the driver gives it, or the error, whose `__str__` may raise.
@@ -122,7 +107,7 @@ def mask_error_text(text: object, sqlstate: str | None = None) -> str:
 
     """
     code = sqlstate if isinstance(sqlstate, str) else None
-    text = _as_text(text, _MESSAGE_INPUT + 1)
+    text = as_text(text, _MESSAGE_INPUT + 1)
     line = _primary_message(text[:_MESSAGE_INPUT])
     is_whole = len(text) <= _MESSAGE_INPUT and line == text.strip()
     if line.startswith(_INTERNAL):
@@ -134,6 +119,7 @@ def mask_error_text(text: object, sqlstate: str | None = None) -> str:
         masked = _mask_values(line if is_whole else f"{line}\n").rstrip()
         if code is None or code.startswith(_LITERAL_CODES):
             masked = _NUMBER.sub(MASK, masked)
+    masked = mask_secrets(masked)
     return masked if len(masked) <= _MESSAGE_OUTPUT else masked[: _MESSAGE_OUTPUT - 1] + MASK
 
 
@@ -234,7 +220,8 @@ _EXCEPTION_LINE = re.compile(
     _INDENT + r"(?:(?:psycopg2?(?:_pool)?|django\.db)\.[\w.]{1,128}"
     rf"|(?:[\w.]{{1,128}}\.)?(?:{_DATA_CLASSES}|{_OTHER_CLASSES})): "
 )
-_NAMED_ERROR = re.compile(rf"psycopg|django\.db|\b(?:{_DATA_CLASSES}|{_OTHER_CLASSES}): ")
+_NAMED_ERROR = re.compile(rf"\b(?:{_DATA_CLASSES}|{_OTHER_CLASSES}): ")
+_CLASS_NAME = re.compile(r"[A-Z]\w{5,64}: ")
 #: Words only a database's error has, whoever wrote the line.
 _MARKER = re.compile(
     r"(?m)duplicate key value|violates (?:unique|foreign key|check|not-null|exclusion) constraint"
@@ -244,6 +231,28 @@ _MARKER = re.compile(
     r"|\bCOPY [\w.\"]{1,128}, line \d"
     r"|/Table/\d{1,10}/\d|meta=\{id=|conflicting (?:locks|intents) on |\b(?:DETAIL|CONTEXT|STATEMENT):  "
     r"|^LINE \d{1,9}: "
+)
+#: One of these is in each text with such words; to look for them is quick.
+_MARKER_SIGNS = (
+    *(
+        "duplicate key",
+        "violates ",
+        "restart transaction:",
+        "invalid input ",
+        "could not parse ",
+        "value too long",
+    ),
+    *(
+        "out of range",
+        "at or near ",
+        "result is ambiguous",
+        "Failing row",
+        "Key (",
+        "on row (",
+        "COPY ",
+        "/Table/",
+    ),
+    *("meta={id=", "conflicting ", "DETAIL:", "CONTEXT:", "STATEMENT:", "LINE "),
 )
 _FRAME = re.compile(rf'({_INDENT})File "[^"\n]{{1,4096}}", line \d{{1,9}}')
 _TRACE_HEAD = re.compile(
@@ -255,21 +264,32 @@ _INDENTED = re.compile(_INDENT)
 
 
 def scrub_text(text: object) -> str:
-    """Return a free text, such as a formatted stack trace, without what a database's error says of values.
+    """Return a free text, such as a formatted stack trace, without secrets and a database error's values.
 
-    A text that holds no database error comes back as it is. In one that does, each message is masked as
-    by `mask_error_text` and its further lines are dropped, up to the next line that is a trace's own:
-    frames and source lines stay. A blank line ends no message, for a value may hold one. At most 16 KiB
-    come back, head and tail; never raises; time is linear.
+    Secrets are masked; apart from these a text that holds no database error comes back as it is. In one that
+    does, each message is masked as by `mask_error_text` and its further lines are dropped, up to the next
+    line that is a trace's own: frames and source lines stay. A blank line ends no message, for a value may
+    hold one. At most 16 KiB come back, head and tail; never raises; time is linear.
     """
-    text = _as_text(text, _TEXT_INPUT)
-    if _NAMED_ERROR.search(text) or _MARKER.search(text):
+    text = as_text(text, _TEXT_INPUT)
+    if _holds_error(text):
         # A class 22 message may be told again by Django's wrapper, whose name does not say so.
         text = "\n".join(_scrubbed_lines(text.split("\n"), "22000" if _DATA_CLASS.search(text) else None))
+    text = mask_secrets(text)
     if len(text) <= _TEXT_OUTPUT:
         return text
     half = _TEXT_OUTPUT // 2
     return f"{text[: half - 2]}\n{MASK}\n{text[-half + 1 :]}"
+
+
+def _holds_error(text: str) -> bool:
+    """Tell whether a database's error is in the text."""
+    if "psycopg" in text or "django.db" in text or (_CLASS_NAME.search(text) and _NAMED_ERROR.search(text)):
+        return True
+    for sign in _MARKER_SIGNS:
+        if sign in text:
+            return _MARKER.search(text) is not None
+    return False
 
 
 def _scrubbed_lines(lines: list[str], sqlstate: str | None) -> Iterator[str]:
@@ -308,16 +328,6 @@ def _scrubbed_message(line: str, sqlstate: str | None) -> str | None:
 
 # --- a URL --------------------------------------------------------------------------------------
 
-#: What OpenTelemetry's HTTP conventions put in the place of a secret (attribute `url.query`).
-_REDACTED = "REDACTED"
-#: Names without case and punctuation. Those of the first line are OpenTelemetry's.
-_MASKED_NAME = re.compile(
-    r"awsaccesskeyid|signature|sig|xgoogsignature"
-    r"|auth|authorization|code|csrfmiddlewaretoken|jwt|key|otp|passphrase|pwd|sess|sessid|session|sid"
-    r"|.*(?:accesskey|apikey|credentials?|passwd|password|privatekey|secret|secretkey|sessionid|sessionkey"
-    r"|signature|token)"
-)
-
 
 def mask_url_query(query: str) -> str:
     """Return a URL's query with the values of secret-bearing names replaced by `REDACTED`.
@@ -325,7 +335,7 @@ def mask_url_query(query: str) -> str:
     Names are compared without case, punctuation and percent-encoding; order and all else stay. At most 16
     KiB are looked at; never raises.
     """
-    return "".join(_masked_part(part) for part in re.split(r"([&;])", _as_text(query, _QUERY_LIMIT)))
+    return "".join(_masked_part(part) for part in re.split(r"([&;])", as_text(query, _QUERY_LIMIT)))
 
 
 #: User and password before a host: in the path too, where a request's target is a whole URL. A server may
@@ -338,14 +348,9 @@ def mask_url_path(path: str) -> str:
 
     At most 16 KiB are looked at; never raises.
     """
-    return _USER.sub(f"{_REDACTED}:{_REDACTED}@", _as_text(path, _QUERY_LIMIT))
+    return _USER.sub(f"{REDACTED}:{REDACTED}@", as_text(path, _QUERY_LIMIT))
 
 
 def _masked_part(part: str) -> str:
     name, equals, value = part.partition("=")
-    return f"{name}={_REDACTED}" if equals and value and _is_secret(name) else part
-
-
-def _is_secret(name: str) -> bool:
-    plain = re.sub(r"[^a-z0-9]", "", unquote_plus(unquote_plus(name)).lower())
-    return _MASKED_NAME.fullmatch(plain) is not None
+    return f"{name}={REDACTED}" if equals and value and sureness(name) >= Sureness.IN_QUERY else part

@@ -5,12 +5,16 @@
 has it make the span. What that leaves out is done here: no thread hop under ASGI; a span also where
 the host is refused or the client has gone; the body of a streamed response in the request's trace;
 the path where the server does not tell the raw URI; no secret of a URL, no row of an error.
+
+Django and the server log lines of a request when its span has ended: `Not Found: /x`, the access log.
+Until Django says that the request is finished, its record stands in `state.late_request` for them.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from timeit import default_timer
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +32,7 @@ from opentelemetry.trace import Status, StatusCode
 from . import errors, events, redaction, semconv, signals
 from .hooks import Hook, call_back
 from .operations import is_suppressed
-from .state import RequestRecord, current_request
+from .state import RequestRecord, current_request, last_error, late_request
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -131,6 +135,8 @@ class _Exchange:
         self._context = context_api.get_current()
         self._outer_record = current_request.get()
         self.record = RequestRecord(request)
+        if self.span is not None:
+            self.record.span_context = self.span.get_span_context()
         current_request.set(self.record)
         if self.span is not None:
             attributes = request.META.get(contrib._environ_duration_attr_key) or {}
@@ -142,15 +148,22 @@ class _Exchange:
         current_request.set(self._outer_record)
         if self.span is None:
             return
-        REQUEST_TOTALS.run(self.span, self.record)
+        try:
+            self._end_span(self.span, response, error)
+        finally:
+            LATE_REQUEST.run(self.record)
+        if error is None:
+            _keep_in_trace(response, self._context)
+
+    def _end_span(self, span: Span, response: Any, error: BaseException | None) -> None:
+        REQUEST_TOTALS.run(span, self.record)
         if error is not None:
             self._abandon(error)
             return
         self._contrib.process_view(self._request, None)  # http.route
-        if self._response_hook is not None and self.span.is_recording():
-            RESPONSE_HOOK.run(self._response_hook, self.span, self.record.request, response)
+        if self._response_hook is not None and span.is_recording():
+            RESPONSE_HOOK.run(self._response_hook, span, self.record.request, response)
         self._contrib.process_response(self._request, response)
-        _keep_in_trace(response, self._context)
 
     def _abandon(self, error: BaseException) -> None:
         """End a request that has no response: cancelled, or its worker told to stop.
@@ -231,8 +244,11 @@ class _Hostless:
 
 def _begin_request(contrib: Any, request: Any) -> _Exchange | _Untold | None:
     signal = signals.current
-    if signal is None or ANSWERED in request.META or is_suppressed():
+    if signal is None or ANSWERED in request.META:
         return None  # not instrumented, or the middleware stands in the settings twice
+    _forget_request()  # a server may never have closed the response before
+    if is_suppressed():
+        return None
     request.META[ANSWERED] = True
     if signal.excluded.request(request.path_info):
         return _Untold()
@@ -299,6 +315,29 @@ def _keep_exception(**_: Any) -> None:
         record.exception = sys.exc_info()[1]
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """What stays of a request that has been answered: tasks that outlive it may still ask for its route."""
+
+    route: str
+
+    @property
+    def resolver_match(self) -> _Route:
+        return self
+
+
+def _keep_for_late_lines(record: RequestRecord) -> None:
+    """Have the lines that are logged from here on find the request, whose span has ended."""
+    record.request = _Route(record.route)  # the record lives on in contexts; what was uploaded need not
+    late_request.set(record)
+
+
+def _forget_request(**_: Any) -> None:
+    """Receive ``request_finished``, or begin another: what is logged from here on is not the request's."""
+    late_request.set(None)
+    last_error.set(None)
+
+
 def _keep_in_trace(response: Any, context: Context) -> None:
     if getattr(response, "streaming", False) and getattr(response, "file_to_stream", None) is None:
         STREAM.run(response, context)
@@ -343,8 +382,15 @@ REQUEST_ATTRIBUTES = Hook("RequestMiddleware.attributes", _correct_attributes)
 REQUEST_TOTALS = Hook("RequestMiddleware.totals", _set_totals)
 STREAM = Hook("RequestMiddleware.stream", _stream_in_trace)
 EXCEPTION = Hook("got_request_exception", _keep_exception)
+LATE_REQUEST = Hook("RequestMiddleware.late_request", _keep_for_late_lines)
+FINISHED = Hook("request_finished", _forget_request)
 
 
 def receive_exception(sender: Any = None, **kwargs: Any) -> None:
     """Receive ``got_request_exception``, guarded."""
     EXCEPTION.run(**kwargs)
+
+
+def receive_finished(sender: Any = None, **kwargs: Any) -> None:
+    """Receive ``request_finished``, guarded."""
+    FINISHED.run(**kwargs)

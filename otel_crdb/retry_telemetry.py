@@ -15,17 +15,18 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import events, facts, outcomes, semconv, signals
+from . import database_log, events, facts, outcomes, run_log, semconv, signals
+from .database_log import Line
 from .hooks import Hook
 from .operations import is_untold
 from .state import current_request
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
     from .attempts import Ended
     from .errors import Classification
     from .policy import Attempt, Policy
-
-logger = logging.getLogger("otel_crdb.retry")
 
 
 class Run(Protocol):
@@ -84,29 +85,115 @@ class LogicalSpan:
             self.span.set_status(Status(StatusCode.ERROR))
 
 
-def _begin_run(run: Run) -> LogicalSpan | None:
-    return None if is_untold(run.policy.using) else LogicalSpan(run)
+class Telling:
+    """One run while it is under way: its span, where it has one, and its lines."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.span = None if is_untold(run.policy.using) else LogicalSpan(run)
+        self.log = run_log.RunLog(run.id, idempotent=run.policy.idempotent)
+
+    def finish(self, result: Any, error: BaseException | None) -> None:
+        """End the span, and say what the run itself has not said."""
+        try:
+            if self.span is not None:
+                self.span.finish(result, error)
+        finally:
+            self.log.tell_waiting()
+            self._tell_doubt()
+
+    def _tell_doubt(self) -> None:
+        """Say that a run ended in doubt, where no COMMIT of it has been said to be."""
+        run, signal = self.run, signals.current
+        told = self.log.in_doubt_told or (self.span is None and signal is not None and not signal.silent)
+        if run.outcome != outcomes.AMBIGUOUS or told:
+            return
+        failure = run.ended.failure if run.ended is not None else None
+        _say(
+            run,
+            database_log.AMBIGUOUS,
+            logging.ERROR,
+            "%s: COMMIT was sent and its answer is unknown, after %d of %d attempts: the transaction may or "
+            "may not have been applied.",
+            (run.name, run.begun, run.policy.max_attempts),
+            failure,
+            span=None if self.span is None else self.span.span,
+        )
+
+
+def _say(
+    run: Run,
+    kind: str,
+    level: int,
+    template: str,
+    args: tuple[object, ...],
+    failure: Classification | None = None,
+    *,
+    span: Span | None = None,
+    **more: Any,
+) -> None:
+    database_log.tell(_line(run, kind, level, template, args, failure, span=span, **more))
+
+
+def _line(
+    run: Run,
+    kind: str,
+    level: int,
+    template: str,
+    args: tuple[object, ...],
+    failure: Classification | None = None,
+    *,
+    span: Span | None = None,
+    **more: Any,
+) -> Line:
+    """Return a line about a run."""
+    alias, attempt = run.policy.using, run.begun
+    fields = database_log.fields_of(
+        kind, alias, failure, txn_id=run.id, txn_attempt=attempt, txn_name=run.name, **more
+    )
+    if failure is not None and failure.retry_reason:
+        fields["retry_reason"] = failure.retry_reason
+    return Line(level, template, args, fields, run.name, span)
+
+
+def _taken_over(run: Run) -> dict[str, Any]:
+    """Return what is known of the call that failed, which is told with the run, and not by itself."""
+    log = run_log.run_under_way(run.id)
+    return {} if log is None else log.take_over()
 
 
 def _tell_retry(run: Run, attempt: Attempt) -> None:
-    failure = attempt.failure
-    logger.warning(
-        "%s: attempt %d of %d was refused (%s, %s); it is run again in %.3f s. txn_id=%s error_code=%s",
-        run.name,
-        attempt.number,
-        run.policy.max_attempts,
-        failure.error_class,
-        failure.retry_reason,
-        attempt.backoff or 0.0,
-        run.id,
-        failure.sqlstate or "",
+    failure, untold = attempt.failure, is_untold(run.policy.using)
+    line = _line(
+        run,
+        database_log.RETRIED,
+        logging.WARNING,
+        "%s: attempt %d of %d was refused (%s, %s); it is run again in %.3f s.",
+        (
+            run.name,
+            attempt.number,
+            run.policy.max_attempts,
+            failure.error_class,
+            failure.retry_reason,
+            attempt.backoff or 0.0,
+        ),
+        failure,
+        backoff=attempt.backoff or 0.0,
+        **_taken_over(run),
     )
     request = current_request.get()
     if request is not None:
         request.retries += 1
         request.retry_reasons.append(failure.retry_reason or "unknown")
-    if is_untold(run.policy.using):
-        return
+    try:
+        if not untold:
+            _record_retry(run, attempt, line)
+    finally:
+        database_log.tell(line)
+
+
+def _record_retry(run: Run, attempt: Attempt, line: Line) -> None:
+    failure = attempt.failure
     attributes = {
         semconv.TXN_ID: run.id,
         semconv.TXN_NAME: run.name,
@@ -115,7 +202,7 @@ def _tell_retry(run: Run, attempt: Attempt) -> None:
         **events.words_of(attempt.error, failure).span,
         **events.findings_of(failure),
     }
-    events.emit(trace.get_current_span(), semconv.RETRY_EVENT, attributes, "The transaction is run again.")
+    events.emit(trace.get_current_span(), semconv.RETRY_EVENT, attributes, line)
     signal = signals.current
     if signal is not None:
         counted = {
@@ -135,40 +222,60 @@ def _place_of(run: Run) -> facts.Attributes:
 
 def _tell_committed(run: Run) -> None:
     if run.attempts:
-        logger.info(
-            "%s: committed by attempt %d of %d. txn_id=%s",
-            run.name,
-            run.begun,
-            run.policy.max_attempts,
-            run.id,
+        _say(
+            run,
+            database_log.COMMITTED,
+            logging.INFO,
+            "%s: committed by attempt %d of %d.",
+            (run.name, run.begun, run.policy.max_attempts),
         )
 
 
 def _tell_exhausted(run: Run) -> None:
-    last = run.attempts[-1].failure
-    logger.error(
-        "%s: refused %d times, last for %s (%s); nothing was applied. txn_id=%s error_code=%s",
-        run.name,
-        run.begun,
-        last.retry_reason,
-        last.error_class,
-        run.id,
-        last.sqlstate or "",
+    last, log = run.attempts[-1].failure, run_log.run_under_way(run.id)
+    kept = log.kept if log is not None else None
+    if log is not None:
+        log.kept = None
+    _say(
+        run,
+        database_log.EXHAUSTED,
+        logging.ERROR,
+        "%s: refused %d times, last for %s (%s)%s; nothing was applied.",
+        (
+            run.name,
+            run.begun,
+            last.retry_reason,
+            last.error_class,
+            f", and is not run again: {kept.fields['obstacle']}" if kept is not None else "",
+        ),
+        last,
+        **_taken_over(run),
     )
 
 
 def _tell_kept_from_retrying(run: Run, failure: Classification, obstacle: str) -> None:
-    logger.warning(
-        "%s: attempt %d of %d was refused (%s, %s) and is not run again: %s. txn_id=%s error_code=%s",
-        run.name,
-        run.begun,
-        run.policy.max_attempts,
-        failure.error_class,
-        failure.retry_reason,
-        obstacle,
-        run.id,
-        failure.sqlstate or "",
+    line = _line(
+        run,
+        database_log.KEPT,
+        logging.WARNING,
+        "%s: attempt %d of %d was refused (%s, %s) and is not run again: %s.",
+        (
+            run.name,
+            run.begun,
+            run.policy.max_attempts,
+            failure.error_class,
+            failure.retry_reason,
+            obstacle,
+        ),
+        failure,
+        obstacle=obstacle,
+        **_taken_over(run),
     )
+    log = run_log.run_under_way(run.id)
+    if log is None:
+        database_log.tell(line)
+    else:
+        log.kept = line  # said when the run is over, unless that says it itself
 
 
 def _tell_view_ended(run: Run) -> None:
@@ -179,16 +286,20 @@ def _tell_view_ended(run: Run) -> None:
 
 
 def _tell_failed_after_commit(run: Run, error: BaseException) -> None:
-    logger.error(
+    failure = run.ended.failure if run.ended is not None else None
+    _say(
+        run,
+        database_log.AFTER_COMMIT,
+        logging.ERROR,
         "%s: COMMIT was acknowledged, and then %s was raised (an on_commit hook, or what the database said "
-        "of a schema change): the transaction is committed and is not run again. txn_id=%s",
-        run.name,
-        type(error).__name__,
-        run.id,
+        "of a schema change): the transaction is committed and is not run again.",
+        (run.name, type(error).__name__),
+        failure,
+        **_taken_over(run),
     )
 
 
-RUN = Hook("run_transaction", _begin_run)
+RUN = Hook("run_transaction", Telling)
 RETRIED = Hook("run_transaction.retried", _tell_retry)
 COMMITTED = Hook("run_transaction.committed", _tell_committed)
 EXHAUSTED = Hook("run_transaction.exhausted", _tell_exhausted)

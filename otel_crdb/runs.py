@@ -81,7 +81,7 @@ class Run:
         self._starting = threading.Lock()
         self._abandoned = False
         self._began = clock()
-        self._telemetry: retry_telemetry.LogicalSpan | None = None
+        self._telemetry: retry_telemetry.Telling | None = None
 
     def __enter__(self) -> Self:
         self._telemetry = retry_telemetry.RUN.start(self)  # type: ignore[assignment]

@@ -95,6 +95,20 @@ REQUEST_ATTEMPTS: Final = "cockroachdb.request.attempts"
 #: A word for each of the request's retries, in their order.
 REQUEST_RETRY_REASONS: Final = "cockroachdb.request.retry_reasons"
 
+# --- log records -------------------------------------------------------------------------------
+CODE_FILE_PATH: Final = "code.file.path"
+CODE_FUNCTION_NAME: Final = "code.function.name"
+CODE_LINE_NUMBER: Final = "code.line.number"
+THREAD_ID: Final = "thread.id"
+THREAD_NAME: Final = "thread.name"
+HTTP_REQUEST_METHOD: Final = "http.request.method"
+HTTP_RESPONSE_STATUS_CODE: Final = "http.response.status_code"
+HTTP_ROUTE: Final = "http.route"
+#: Of the database, as Django calls it.
+ALIAS: Final = "cockroachdb.alias"
+#: What a line of ``otel_crdb.db`` tells of: ``failed``, ``slow``, ``retried``, ….
+LOG_KIND: Final = "otel_crdb.log.kind"
+
 # --- CockroachDB: metrics ----------------------------------------------------------------------
 TXN_ATTEMPTS_METRIC: Final = "cockroachdb.client.txn.attempts"
 #: Attempts: the bounds of :data:`TXN_ATTEMPTS_METRIC`.

@@ -55,6 +55,7 @@ LONG = [
     "beside",
     "beside_poolers",
     "bounds",
+    "correlation_servers",
     "delivery",
     "docs",
     "doctor",
@@ -62,6 +63,8 @@ LONG = [
     "doctor_report",
     "hostile_input",
     "hostile_requests",
+    "logging_config",
+    "logs_page",
     "starts",
     "suites",
     "tutorial",
@@ -71,6 +74,7 @@ LONG = [
 ANY_DRIVER = [
     "bounds",
     "checks",
+    "correlation_servers",
     "delivery",
     "doctor",
     "doctor_collector",
@@ -78,8 +82,13 @@ ANY_DRIVER = [
     "fast_exporter",
     "fork",
     "hostile_requests",
+    "log_formatters",
+    "logging_config",
+    "logs_page",
     "options",
+    "rotation",
     "suites",
+    "threads",
     "variables",
 ]
 

@@ -35,6 +35,9 @@ class Telemetry:
 
     def instrument(self, **options):
         """Instrument with these providers."""
+        # What Python's logging says is left out unless it is asked for: tests count the records of events.
+        options.setdefault("python_logs", self.options.get("python_logs", False))
+        options.setdefault("log_limit", self.options.get("log_limit", 0))
         otel_crdb.instrument(
             tracer_provider=self.tracer_provider,
             meter_provider=self.meter_provider,

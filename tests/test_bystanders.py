@@ -59,7 +59,7 @@ def test_not_run_again_where_another_alias_has_committed(telemetry, proxy, caplo
     try:
         view, calls = counting(writing_elsewhere)
         proxy.inject(SERIALIZATION, on="commit")
-        with caplog.at_level(logging.WARNING, "otel_crdb.retry"):
+        with caplog.at_level(logging.WARNING, "otel_crdb.db"):
             assert post(retry_view(view)).status_code == 500
         assert len(calls) == 1
         assert f"it has changed {alias!r}, which a ROLLBACK does not undo" in caplog.text

@@ -47,6 +47,11 @@ BLOCKS_OF_OTHERS = {
     ("docs/beside.md", "# bank/cockroachdb/base.py"): "tests/test_beside.py",
     ("docs/beside.md", "python -c"): "tests/test_beside.py",
     ("docs/options.md", "^/(_?health"): "tests/test_options.py",
+    ("docs/logs.md", "# bank/settings.py"): "tests/test_logs_page.py",
+    ("docs/logs.md", "LOGGING = {"): "tests/test_logs_page.py",
+    ("docs/logs.md", "LOGGING["): "tests/test_logs_page.py",
+    ("docs/logs.md", "2026-"): "tests/test_logs_page.py",
+    ("docs/logs.md", "WARNING otel_crdb"): "tests/test_logs_page.py",
 }
 #: Blocks that are run here, by how they begin: which test.
 BLOCKS_OF_OURS = {}

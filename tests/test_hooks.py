@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Telemetry never breaks the call: every hook there is, made to fail, changes no result."""
 
+import asyncio
 import contextlib
 import io
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.base import BaseHandler
 from django.db import DatabaseError, connection, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.test import Client, RequestFactory
 from django_cockroachdb.base import DatabaseWrapper
-from opentelemetry import context
+from opentelemetry import context, trace
 
 import otel_crdb
 from otel_crdb import cursors, hooks, recording, retry_view, run_transaction, view_answers
+from otel_crdb.logs import CockroachTxnFilter
 
 from .project.models import Account
 from .retried_views import atomic_requests
@@ -134,6 +139,52 @@ def debug_query():
         connection.force_debug_cursor = False
 
 
+def log_a_line():
+    """Log through the filter, as a handler of the application's has it."""
+    out = io.StringIO()
+    handler = logging.StreamHandler(out)
+    handler.addFilter(CockroachTxnFilter())
+    logger = logging.getLogger("bank")
+    logger.addHandler(handler)
+    try:
+        logger.warning("paid %d", 3)
+    finally:
+        logger.removeHandler(handler)
+    return out.getvalue()
+
+
+def work_in_threads():
+    """Have something done by a thread and by an executor, within a span."""
+    results = []
+    with trace.use_span(trace.NonRecordingSpan(trace.SpanContext(1, 1, is_remote=False))):
+        thread = threading.Thread(target=results.append, args=(1,))
+        thread.start()
+        thread.join()
+        with ThreadPoolExecutor(1) as executor:
+            results.append(executor.submit(sum, [1, 2]).result())
+    return results
+
+
+def ask_by_asgi():
+    """Ask Django's ASGI handler itself: its test client goes past what answers."""
+    sent = []
+
+    async def talk():
+        requests = [{"type": "http.request", "body": b""}]
+
+        async def receive():
+            return requests.pop() if requests else await asyncio.Event().wait()
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/async/", "headers": [(b"host", b"testserver")]}
+        await ASGIHandler()(scope, receive, send)
+
+    asyncio.run(talk())
+    return [message["status"] for message in sent if "status" in message]
+
+
 def ask(path, **headers):
     client = Client(raise_request_exception=False)
     response = client.get(path, **headers)
@@ -159,6 +210,9 @@ def day():
         outcome(call_procedure),
         outcome(copy),
         outcome(debug_query),
+        log_a_line(),
+        work_in_threads(),
+        ask_by_asgi(),
         ask("/transfer/3/"),
         ask("/stream/"),
         ask("/broken/"),
@@ -212,7 +266,8 @@ def test_hook_that_fails_changes_no_result(expected, own_context, monkeypatch, c
         monkeypatch.setattr(hook, "begin", begin_and_fail_later)
     Account.objects.filter(email="c@example.com").delete()
     Account.objects.update(balance=100)
-    instrumented = Telemetry(retry_atomic_requests=True, **CALL_BACKS)
+    options = {"python_logs": True, "sql_comments": True, "query_parameters": True}
+    instrumented = Telemetry(retry_atomic_requests=True, **options, **CALL_BACKS)
     with instrumented as telemetry, caplog.at_level(logging.ERROR, "otel_crdb"):
         assert day() == expected
         if name in NOT_HERE or (moment == "finish" and not operations):
@@ -281,8 +336,6 @@ def test_databases_error_does_not_hide_in_a_fault(accounts, monkeypatch, caplog)
 
 def test_span_ends_and_context_is_put_back_where_a_hook_fails(accounts, monkeypatch):
     """A fault while an error is told leaves no span current behind it."""
-    from opentelemetry import trace
-
     monkeypatch.setattr("otel_crdb.operations.events.database_error", boom)
     with Telemetry(), pytest.raises(DatabaseError), transaction.atomic():
         Account.objects.create(email="a@example.com")

@@ -422,6 +422,20 @@ def test_scrubbing_is_stable(text: str) -> None:
     assert scrub_text(once) == once
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("server refused alice@example.com", "server refused …"),
+        ("invalid option password=abc", "invalid option password=…"),
+    ],
+)
+def test_secrets_in_a_message(text: str, masked: str) -> None:
+    """An address or a password in a message that names no column is masked in it, and in a free text."""
+    assert mask_error_text(text, "42000") == masked
+    assert scrub_text(text) == masked
+    assert scrub_text(f"psycopg.errors.InternalError_: {text}").endswith(masked)
+
+
 # --- a URL's query --------------------------------------------------------------------------------
 
 

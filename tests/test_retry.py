@@ -121,8 +121,8 @@ def test_one_id_over_all_attempts_and_one_story_in_all_signals(telemetry, crdb, 
     (spread,) = telemetry.points("cockroachdb.client.txn.attempts")
     assert (spread.count, spread.sum) == (1, 3)
     assert spread.explicit_bounds == (1, 2, 3, 5, 8, 13, 21)
-    lines = [(record.levelname, record.name) for record in caplog.records if record.name == "otel_crdb.retry"]
-    assert lines == [("WARNING", "otel_crdb.retry")] * 2 + [("INFO", "otel_crdb.retry")]
+    lines = [(record.levelname, record.name) for record in caplog.records if record.name == "otel_crdb.db"]
+    assert lines == [("WARNING", "otel_crdb.db")] * 2 + [("INFO", "otel_crdb.db")]
 
 
 def test_transaction_of_one_attempt_is_counted_too(telemetry):
@@ -146,7 +146,7 @@ def test_exhausted_attempts(telemetry, caplog):
     logical = telemetry.one("run_transaction pay")
     assert logical.attributes["cockroachdb.txn.outcome"] == "failed"
     assert logical.status.status_code is StatusCode.ERROR
-    assert [record.levelname for record in caplog.records if record.name == "otel_crdb.retry"].count(
+    assert [record.levelname for record in caplog.records if record.name == "otel_crdb.db"].count(
         "ERROR"
     ) == 1
 

@@ -64,6 +64,17 @@ class Small(TransactionTestCase):
     def test_nothing(self):
         pass
 """
+LOGGING = """
+import logging
+from unittest import TestCase
+
+class Small(TestCase):
+    def test_logs(self):
+        with self.assertLogs("bank", "INFO") as seen:
+            logging.getLogger("bank").info("moved")
+        self.assertEqual(len(seen.records), 1)
+        logging.getLogger("bank").info("said")
+"""
 SETTINGS = """
 INSTALLED_APPS = []
 SECRET_KEY = "of no use"
@@ -74,12 +85,12 @@ SECRET_KEY = "of no use"
 def both_ways(crdb, tmp_path_factory):
     """Give a function that runs tests both ways."""
 
-    def run(tests, kinds=frozenset({"statement"})):
+    def run(tests, kinds=frozenset({"statement"}), logs=False):
         folder = tmp_path_factory.mktemp("suite")
         (folder / "test_small.py").write_text(tests)
         command = ["-m", "django", "test", *running.RUNNER]
         settings = running.COMMON_SETTINGS + SETTINGS
-        suite = running.Suite("small", command, folder, kinds, settings, ("default",))
+        suite = running.Suite("small", command, folder, kinds, settings, ("default",), logs=logs)
         return suite, *running.pair(suite, crdb)
 
     return run
@@ -139,6 +150,16 @@ def test_what_only_set_up_tells_is_not_what_the_tests_tell(both_ways):
     assert comparing.faults_of(suite.kinds, without, with_it) == [
         "no test made a span of the kind 'statement'"
     ]
+
+
+def test_logging_config_is_in_force_in_the_run_with_the_package(both_ways):
+    """Where a suite is to have it, what its tests log is in the file, in that run alone, and without it is a fault."""
+    suite, without, with_it = both_ways(LOGGING, frozenset(), logs=True)
+    assert comparing.differing(without.outcomes, with_it.outcomes) == []
+    assert (without.log_lines, with_it.log_lines) == (None, 1)
+    assert comparing.faults_of(suite.kinds, without, with_it) == []
+    with_it.log_lines = 0
+    assert comparing.faults_of(suite.kinds, without, with_it) == [comparing.NO_LINES]
 
 
 def test_the_runs_cannot_be_mistaken_for_each_other(small):

@@ -587,7 +587,7 @@ def test_not_run_again_after_a_schema_change(telemetry, proxy, caplog):
 
     view, calls = counting(changing)
     proxy.inject(SERIALIZATION, matching=r"SELECT COUNT\(")
-    with caplog.at_level(logging.WARNING, "otel_crdb.retry"):
+    with caplog.at_level(logging.WARNING, "otel_crdb.db"):
         assert post(retry_view(view)).status_code == 500
     assert len(calls) == 1
     assert "CockroachDB commits what came before a schema change" in caplog.text

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the bank. Nothing in them is there for telemetry's sake."""
+"""Settings of the bank. For telemetry's sake there is LOGGING, and nothing else."""
 
 import json
 import os
+
+import otel_crdb
 
 SECRET_KEY = os.environ.get("BANK_SECRET_KEY", "for the demo only: the bank signs nothing")
 ALLOWED_HOSTS = os.environ.get("BANK_HOSTS", "127.0.0.1,localhost").split(",")
@@ -19,12 +21,7 @@ MIDDLEWARE = [
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Errors go to the log and not to ADMINS, of whom there are none: Django 4.2 makes the report for them all the
 # same, and runs the queries that it shows once more.
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "handlers": {"console": {"class": "logging.StreamHandler"}},
-    "loggers": {"django": {"handlers": ["console"], "level": "ERROR"}},
-}
+LOGGING = otel_crdb.logging_config(file=os.environ.get("BANK_LOG_FILE"), json=True, mail_admins=False)
 
 
 def database() -> dict:

@@ -9,6 +9,11 @@ _HEADING = re.compile(r"^##+ (.+)$", re.MULTILINE)
 _CODE = re.compile(r"`([^`]+)`")
 
 
+def names_in(cell):
+    """Return the names that a cell shows as code."""
+    return _CODE.findall(cell)
+
+
 def _sections():
     _, *parts = _HEADING.split(TEXT)
     return dict(zip(parts[::2], parts[1::2], strict=True))

@@ -10,18 +10,20 @@ def _words(*lines):
 
 #: Django's packages that are run on every change.
 SHORT = _words(
-    "async backends basic bulk_create db_utils delete get_or_create handlers middleware queries raw_query",
-    "select_for_update test_client transaction_hooks transactions update",
+    "async backends basic bulk_create db_utils delete get_or_create handlers logging_tests middleware queries",
+    "raw_query select_for_update test_client transaction_hooks transactions update",
 )
 #: What is run besides where there is time.
 LONG = _words(
     "admin_views aggregation aggregation_regress annotations asgi auth_tests cache constraints",
     "contenttypes_tests csrf_tests custom_columns db_functions dbshell defer deprecation expressions",
-    "expressions_case file_uploads fixtures foreign_object generic_views httpwrappers introspection logging_tests",
-    "lookup many_to_many messages_tests migrations model_fields multiple_database prefetch_related requests_tests",
+    "expressions_case file_uploads fixtures foreign_object generic_views httpwrappers introspection lookup",
+    "many_to_many messages_tests migrations model_fields multiple_database prefetch_related requests_tests",
     "schema serializers servers sessions_tests settings_tests signals test_client_regress test_runner",
     "test_utils timezones user_commands view_tests",
 )
+#: What has ``logging_config()`` in force, in the run with the package.
+WITH_LOGGING_CONFIG = ["handlers", "logging_tests"]
 #: What is run behind the fault proxy too.
 BEHIND_PROXY = ["backends", "queries", "transaction_hooks", "transactions"]
 

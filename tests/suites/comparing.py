@@ -9,6 +9,7 @@ from .inside.counted_telemetry import BETWEEN_TESTS
 NOTHING_RAN = "no test was run"
 NOT_ALONE = "the run that is to be without the package had it imported"
 NOT_INSTRUMENTED = "the run that is to be with the package was not instrumented"
+NO_LINES = "logging_config() was to be in force, and no line was written"
 
 
 def differing(without, with_it):
@@ -46,6 +47,8 @@ def faults_of(kinds, without, with_it):
         found.append(NOT_ALONE)
     if with_it.telemetry is None:
         return [*found, NOT_INSTRUMENTED]
+    if with_it.log_lines == 0:
+        found.append(NO_LINES)
     told = with_it.telemetry
     if kinds and not by_kind(told):
         found.append("no span was made")

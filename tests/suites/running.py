@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import django
 
-from .catalogue import Archive, kinds_of
+from .catalogue import WITH_LOGGING_CONFIG, Archive, kinds_of
 from .sources import installed, unpacked
 
 INSIDE = Path(__file__).parent / "inside"
@@ -47,6 +47,7 @@ class Suite:
     settings: str = ""
     aliases: tuple[str, ...] = ("default", "other")
     path: tuple[Path, ...] = ()
+    logs: bool = False  # whether logging_config() is in force, in the run with the package
 
 
 class DidNotRunError(Exception):
@@ -61,6 +62,7 @@ class Run:
     telemetry: dict | None = None  # None: run without the package
     imported: bool = False  # whether the package was there
     seconds: float = 0.0
+    log_lines: int | None = None  # of the file of logging_config(); None: it was not in force
 
 
 def suite_of_django(package):
@@ -71,6 +73,7 @@ def suite_of_django(package):
         folder=unpacked(Archive("django", django.__version__)) / "tests",
         kinds=kinds_of(package),
         settings=COMMON_SETTINGS + DJANGO_SETTINGS,
+        logs=package in WITH_LOGGING_CONFIG,
     )
 
 
@@ -116,7 +119,7 @@ def run(suite, server, *, instrumented=False):
         seen = json.loads(report.read_text())
     outcomes = {name: comparable(word) for name, word in seen["outcomes"].items()}
     seconds = time.monotonic() - began
-    return Run(outcomes, seen["telemetry"], seen["imported"], seconds)
+    return Run(outcomes, seen["telemetry"], seen["imported"], seconds, seen["log_lines"])
 
 
 def pair(suite, server):
@@ -145,6 +148,7 @@ def _environment(suite, server, folder, report, instrumented):
         "OTEL_CRDB_TEST_SUITE_DATABASES": json.dumps(databases),
         "OTEL_CRDB_TEST_SUITE_REPORT": str(report),
         "OTEL_CRDB_TEST_SUITE_INSTRUMENTED": "yes" if instrumented else "no",
+        "OTEL_CRDB_TEST_SUITE_LOGS": "yes" if instrumented and suite.logs else "no",
         "DATABASE_URL": _address(databases["default"]),
     }
 

@@ -94,7 +94,7 @@ CONFLICTS = (
         user_notices="The transfer is refused (409) and nothing was moved; sent again later, it may go "
         "through.",
         on_call="cockroachdb.client.txn.attempts with outcome failed rises, and the log has an error line "
-        "of otel_crdb.retry. One transaction is too long or one row too popular for this rate of writes: "
+        "of otel_crdb.db. One transaction is too long or one row too popular for this rate of writes: "
         "cockroachdb.txn.name says which.",
         steps=(
             Inject("serialization_failure.RETRY_SERIALIZABLE", on="commit", times=None),

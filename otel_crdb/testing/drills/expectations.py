@@ -221,7 +221,7 @@ class WantedEvent(_Counted):
 class WantedLog(_Counted):
     """A log record, by its event name."""
 
-    severity: str = "WARN"
+    severity: str = "WARNING"
     kind: ClassVar[str] = "log record"
     among: ClassVar[str] = "logs"
 

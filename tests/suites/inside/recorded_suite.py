@@ -18,6 +18,8 @@ if os.environ.get("OTEL_CRDB_TEST_DRIVER") == "psycopg2":
 
 #: Names the file to write, and is taken out of the environment: processes that tests start leave it alone.
 REPORT = os.environ.pop("OTEL_CRDB_TEST_SUITE_REPORT")
+#: The file of logging_config(), where that is to be in force.
+LOG = Path(REPORT).with_name("suite.log") if os.environ.pop("OTEL_CRDB_TEST_SUITE_LOGS") == "yes" else None
 TELEMETRY = CountedTelemetry() if os.environ.pop("OTEL_CRDB_TEST_SUITE_INSTRUMENTED") == "yes" else None
 
 
@@ -46,11 +48,32 @@ def after_test(name):
         TELEMETRY.test = TELEMETRY.package = BETWEEN_TESTS
 
 
+def put_logging_in_force():
+    """Configure logging as a project does that has it by logging_config(), and nothing else."""
+    if LOG is None:
+        return
+    from django.conf import settings
+    from django.utils.log import configure_logging
+
+    from otel_crdb.logs import logging_config
+
+    settings.LOGGING = logging_config(file=LOG)
+    configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
+
+
+def lines_of_log():
+    """Give how many lines the file of logging_config() has, or None where there is to be none."""
+    if LOG is None:
+        return None
+    return len(LOG.read_text().splitlines()) if LOG.exists() else 0
+
+
 def write_report():
     """Write down what was seen, at the end of everything."""
     report = {"outcomes": OUTCOMES, "telemetry": TELEMETRY.report() if TELEMETRY is not None else None}
     # Whoever compares with the package compares with nothing of it.
     report["imported"] = "otel_crdb.instrumentor" in sys.modules
+    report["log_lines"] = lines_of_log()
     Path(REPORT).write_text(json.dumps(report))
 
 
@@ -114,6 +137,7 @@ def __getattr__(name):
         def run_tests(self, *args, **options):
             if TELEMETRY is not None:
                 TELEMETRY.instrument()
+            put_logging_in_force()
             failures = super().run_tests(*args, **options)
             write_report()
             return failures
