@@ -7,9 +7,9 @@ In ``wsgi.py`` or ``asgi.py``, before Django's handler is made::
     otel_crdb.instrument()
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .lazy_names import importer
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -57,13 +57,4 @@ _HOMES = {
     "uninstrument": "instrumentor",
 }
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .environment import nonsense_set_aside
-
-    with nonsense_set_aside():  # OpenTelemetry reads some variables when it is imported, and raises on them
-        value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
-    return value
+__getattr__ = importer(globals(), _HOMES)

@@ -143,7 +143,7 @@ def request_exception(span: Span, error: BaseException) -> None:
     if signal.exceptions != "logs":
         span.add_event(semconv.EXCEPTION_EVENT, attributes)
     if signal.exceptions != "spans":
-        _emit(span, semconv.REQUEST_EXCEPTION_EVENT, attributes, _message_of(error))
+        _emit(span, semconv.REQUEST_EXCEPTION_EVENT, attributes, _message_of(error), logging.ERROR)
 
 
 def _message_of(error: BaseException) -> str:

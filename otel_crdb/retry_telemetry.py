@@ -121,18 +121,9 @@ class Telling:
         )
 
 
-def _say(
-    run: Run,
-    kind: str,
-    level: int,
-    template: str,
-    args: tuple[object, ...],
-    failure: Classification | None = None,
-    *,
-    span: Span | None = None,
-    **more: Any,
-) -> None:
-    database_log.tell(_line(run, kind, level, template, args, failure, span=span, **more))
+def _say(run: Run, *args: Any, **more: Any) -> None:
+    """Say a line about a run; the arguments are those of :func:`_line`."""
+    database_log.tell(_line(run, *args, **more))
 
 
 def _line(

@@ -75,7 +75,7 @@ def test_the_demo_shows_a_retried_and_a_refused_transfer_and_all_its_checks_pass
     assert f"{refused} answers, {refused} exhausted" in output
     retries = re.search(r"span events (\d+), log records \1, \S+ \1, requests' totals \1", output).group(1)
     assert re.search(rf"^  retryable +{int(retries) + refused} +{int(retries) + refused} ", output, re.M)
-    assert "All 10 checks passed" in output
+    assert "All 11 checks passed" in output
 
 
 def test_the_retried_transfer_is_shown_as_one_transaction_of_several(whole_run):
@@ -137,7 +137,7 @@ def test_the_demo_fails_in_plain_words_when_telemetry_is_missing():
     assert "✗ The figures come from at least two processes" in output
     assert "✗ Every HTTP request is a SERVER span" in output
     assert "OTEL_SDK_DISABLED" in output
-    assert "8 of 10 checks failed" in output
+    assert "9 of 11 checks failed" in output
     log = Path(re.search(r"The whole log: (.+)", output).group(1))
     assert "gunicorn" in log.read_text()
     shutil.rmtree(log.parent)
@@ -185,6 +185,7 @@ def test_the_bank_is_an_ordinary_project_but_for_one_call_and_its_retries():
         for path in bank.rglob("*.py")
     }
     assert {name: lines for name, lines in imports.items() if lines} == {
+        "settings.py": ["import otel_crdb"],  # LOGGING
         "wsgi.py": ["import otel_crdb"],
         "transfers.py": ["from otel_crdb import run_transaction"],
         "views.py": ["from otel_crdb import AmbiguousCommitError, RetriesExhaustedError"],

@@ -5,8 +5,9 @@
 line, ``OTLPHandler`` sends it, and ``logging_config()`` is a whole ``LOGGING`` made of them.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from otel_crdb.lazy_names import importer
 
 if TYPE_CHECKING:
     from .configuration import logging_config
@@ -25,13 +26,4 @@ _HOMES = {
     "logging_config": "configuration",
 }
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from otel_crdb.environment import nonsense_set_aside
-
-    with nonsense_set_aside():  # OpenTelemetry reads some variables when it is imported, and raises on them
-        value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
-    return value
+__getattr__ = importer(globals(), _HOMES)

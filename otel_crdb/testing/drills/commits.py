@@ -39,7 +39,7 @@ def _in_doubt(words: Words) -> tuple[Expectation, ...]:
         *transactions_timed("ambiguous", words),
         *failed("COMMIT", words),
         WantedEvent(semconv.AMBIGUOUS_EVENT, told),
-        WantedLog(semconv.AMBIGUOUS_EVENT, told),
+        WantedLog(semconv.AMBIGUOUS_EVENT, told, severity="ERROR"),
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from otel_crdb import semconv
+from otel_crdb.call_log import ERRORS
 
 from .expectations import ANY, OneOf, WantedEvent, WantedLog, WantedPoint, WantedSpan
 
@@ -70,7 +71,7 @@ def crashed(name: str, exception: str, *, times: int = 1) -> tuple[Expectation, 
     return (
         *request(name, 500, error=True, times=times),
         WantedEvent(semconv.EXCEPTION_EVENT, told, times=times),
-        WantedLog(semconv.REQUEST_EXCEPTION_EVENT, told, times=times),
+        WantedLog(semconv.REQUEST_EXCEPTION_EVENT, told, times=times, severity="ERROR"),
     )
 
 
@@ -89,9 +90,10 @@ def failed(
 def told_of(words: Words, *, times: int = 1) -> tuple[Expectation, ...]:
     """Want that an error is told of: the event, the log record, the count."""
     told = {**words.told, semconv.EXCEPTION_MESSAGE: ANY}
+    severity = "ERROR" if words.error_class in ERRORS else "WARNING"
     return (
         WantedEvent(semconv.DB_EXCEPTION_EVENT, told, times=times),
-        WantedLog(semconv.DB_EXCEPTION_EVENT, told, times=times),
+        WantedLog(semconv.DB_EXCEPTION_EVENT, told, times=times, severity=severity),
         WantedPoint(semconv.CLIENT_ERRORS, words.counted, by=times),
     )
 
