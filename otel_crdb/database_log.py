@@ -160,8 +160,8 @@ def _summary(held: Held) -> Line:
     counted = {"held_back": held.number, "held_back_of": line.fields[KIND_FIELD], "seconds": held.seconds}
     return Line(
         line.level,
-        "held back %d more in %d s, the last of them: %s",
-        (held.number, held.seconds, line.text),
+        "held back %d more%s in %d s, the last of them: %s",
+        (held.number, " of several statements" if held.mixed else "", held.seconds, line.text),
         {**fields, **nobodys, KIND_FIELD: HELD_BACK, **counted},
     )
 

@@ -11,14 +11,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 #: Seconds in which lines of one kind are counted together.
 WINDOW = 60.0
-#: Kinds that are told apart at a time; what comes on top shares one.
+#: Kinds that are told apart at a time. What comes on top is told apart by all but the last part of its key,
+#: and where there are as many of these, not at all: it shares the last.
 KEY_LIMIT = 512
-#: The key that they share.
 OTHERS = ("others",)
 
 
@@ -31,15 +31,18 @@ class Held(NamedTuple):
     seconds: int
     #: The last of them.
     line: Any
+    #: Whether others of another key may be among them.
+    mixed: bool = False
 
 
 class _Window:
     """What was said and held back of one kind since its first line."""
 
-    __slots__ = ("began", "held", "line", "told")
+    __slots__ = ("began", "held", "line", "mixed", "told")
 
-    def __init__(self, began: float) -> None:
+    def __init__(self, began: float, *, mixed: bool) -> None:
         self.began = began
+        self.mixed = mixed
         self.told = 0
         self.held = 0
         self.line: Any = None
@@ -73,7 +76,7 @@ class Repeats:
         # Reentrant: a signal handler may log while its own thread is counting.
         self._lock = threading.RLock()
         self._pid = os.getpid()
-        self._windows: dict[Hashable, _Window] = {}
+        self._windows: dict[tuple[str, ...], _Window] = {}
         #: Held back in windows that are over.
         self._over: list[Held] = []
         #: Lines held back and not yet told of: read without the lock.
@@ -83,7 +86,7 @@ class Repeats:
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
 
-    def admit(self, key: Hashable, limit: int, line: Any) -> bool:
+    def admit(self, key: tuple[str, ...], limit: int, line: Any) -> bool:
         """Whether a line may be said now; else it is counted. A limit of 0 admits every line."""
         if not limit:
             return True
@@ -104,17 +107,20 @@ class Repeats:
             self._watch()
         return False
 
-    def _window_of(self, key: Hashable, now: float) -> _Window:
-        window = self._windows.get(key)
-        if window is not None and now < window.began + self._window:
-            return window
-        if window is None and len(self._windows) >= self._key_limit:
-            self._close_windows(now, everything=False)
-            if len(self._windows) >= self._key_limit and key != OTHERS:
-                return self._window_of(OTHERS, now)
-        elif window is not None:
-            self._close(window, now)
-        window = self._windows[key] = _Window(now)
+    def _window_of(self, key: tuple[str, ...], now: float) -> _Window:
+        shared = (*OTHERS, *key[:-1])
+        for each, limit in ((key, 1), (shared, 2), (OTHERS, None)):
+            window = self._windows.get(each)
+            if window is not None and now < window.began + self._window:
+                return window
+            if window is not None:
+                self._close(window, now)
+            elif limit is not None and len(self._windows) >= limit * self._key_limit:
+                self._close_windows(now, everything=False)
+                if len(self._windows) >= limit * self._key_limit:
+                    continue
+            break
+        window = self._windows[each] = _Window(now, mixed=each is not key)
         return window
 
     def _close_windows(self, now: float, *, everything: bool) -> None:
@@ -127,7 +133,7 @@ class Repeats:
     def _close(self, window: _Window, now: float) -> None:
         if window.held:
             seconds = min(now - window.began, self._window)
-            self._over.append(Held(window.held, max(1, -int(-seconds // 1)), window.line))
+            self._over.append(Held(window.held, max(1, -int(-seconds // 1)), window.line, window.mixed))
 
     def tell_overdue(self, *, everything: bool = False) -> None:
         """Tell what was held back in windows that are over, or all of it."""

@@ -91,7 +91,8 @@ def _stop() -> None:
 def _put_in(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     if name not in _put:
         theirs = vars(owner)[name]
-        _put[name] = wrap(theirs), theirs
+        # Called as the class hands it out: what others have put there (wrapt's) finds its instance so.
+        _put[name] = wrap(getattr(owner, name)), theirs
         setattr(owner, name, _put[name][0])
 
 

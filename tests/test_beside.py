@@ -148,9 +148,10 @@ def test_datadog(stage, nobody, first, options):
     """Beside ddtrace, imported before or after us, each has its own spans, and nothing is to be said.
 
     Nor is it an owner that ``statement_owner`` could mean: OpenTelemetry would be left without spans.
+    Imported after us it puts a new ``threading`` in the place of the one that we know.
     """
     told = stage.play("ddtrace", first, **options)
-    assert_ours_whole(told, nobody)
+    assert_ours_whole(told, nobody, threads=first == "theirs")
     assert_datadog_undisturbed(told, stage.play("ddtrace").alone)
     assert told.said == []
     assert told.found["ddtrace"][1] == "its spans go to its own agent, beside ours"

@@ -33,11 +33,12 @@ class Book:
         self.clock = Clock()
         self.admitted = Counter()
         self.held = []
+        self.kind = "failed"
         self.repeats = Repeats(self.held.extend, clock=self.clock, **options)
 
     def say(self, key, limit=5, times=1):
         for _ in range(times):
-            self.admitted[key] += self.repeats.admit(key, limit, key)
+            self.admitted[key] += self.repeats.admit((self.kind, str(key)), limit, key)
 
     @property
     def held_back(self):
@@ -79,7 +80,7 @@ def test_what_is_above_the_limit_is_counted_and_the_count_said_once(book):
     assert book.held == []
     book.clock.now += 1.1
     book.repeats.tell_overdue()
-    assert book.held == [(9_995, 60, "conflict")]
+    assert book.held == [(9_995, 60, "conflict", False)]
     book.repeats.tell_overdue()
     assert book.held_back == 9_995
     assert book.repeats.held == 0
@@ -92,7 +93,7 @@ def test_next_of_its_kind_after_the_window_is_said_and_so_is_the_count(book):
     book.say("conflict", times=6)
     assert book.admitted["conflict"] == 10
     book.repeats.tell_overdue()
-    assert book.held == [(3, 60, "conflict")]
+    assert book.held == [(3, 60, "conflict", False)]
     book.close()
     assert book.held_back == 4
 
@@ -115,7 +116,7 @@ def test_flush_says_what_a_window_under_way_holds_and_begins_it_anew(book):
     book.say("conflict", times=7)
     book.clock.now += 3.2
     book.close()
-    assert book.held == [(2, 4, "conflict")]
+    assert book.held == [(2, 4, "conflict", False)]
     book.say("conflict")
     assert book.admitted["conflict"] == 6
 
@@ -126,10 +127,25 @@ def test_kinds_are_bounded(book):
     for number in range(1_000):
         book.say(number, limit=2, times=3)
     assert len(book.repeats._windows) <= 101
-    assert OTHERS in book.repeats._windows
+    assert (*OTHERS, "failed") in book.repeats._windows
     book.close()
     assert book.admitted.total() + book.held_back == 3_000
     assert book.admitted.total() == 2 * 100 + 2
+    assert {each.mixed for each in book.held} == {False, True}
+
+
+def test_trouble_of_another_kind_is_said_beside_a_thousand_statements(book):
+    """However many statements share one limit, what is of another kind has its own; both are bounded."""
+    book = Book(key_limit=100)
+    for number in range(1_000):
+        book.say(number, limit=2, times=3)
+    for number in range(1_000):
+        book.kind = f"kind {number}"
+        book.say("new", limit=2)
+    assert book.admitted["new"] >= 90
+    assert len(book.repeats._windows) <= 201
+    book.close()
+    assert book.admitted.total() + book.held_back == 4_000
 
 
 MOVES = some.lists(some.tuples(some.integers(0, 6), some.floats(0, 45), some.booleans()), max_size=80)
@@ -174,12 +190,12 @@ def test_count_is_said_by_a_thread_that_is_there_only_while_something_is_held_ba
     repeats = Repeats(said.extend, window=0.05)
     assert THREAD not in threads()
     for _ in range(7):
-        repeats.admit("conflict", 5, "conflict")
+        repeats.admit(("failed", "conflict"), 5, "conflict")
     until(lambda: said)
     assert [each.number for each in said] == [2]
     until(lambda: THREAD not in threads())
     for _ in range(6):
-        repeats.admit("refused", 5, "refused")
+        repeats.admit(("failed", "refused"), 5, "refused")
     until(lambda: len(said) == 2)
     until(lambda: THREAD not in threads())
 
@@ -190,10 +206,10 @@ def test_thread_waits_again_where_more_is_held_back_before_it_has_gone():
     repeats = Repeats(said.extend, window=0.05)
     for _ in range(50):
         for _ in range(3):
-            repeats.admit("conflict", 1, "conflict")
+            repeats.admit(("failed", "conflict"), 1, "conflict")
         repeats.tell_overdue(everything=True)
-    repeats.admit("conflict", 1, "conflict")
-    repeats.admit("conflict", 1, "conflict")
+    repeats.admit(("failed", "conflict"), 1, "conflict")
+    repeats.admit(("failed", "conflict"), 1, "conflict")
     until(lambda: sum(each.number for each in said) == 101)
     until(lambda: THREAD not in threads())
 
@@ -208,8 +224,8 @@ def test_count_that_cannot_be_said_ends_no_thread():
 
     repeats = Repeats(tell, window=0.05)
     for key in ("conflict", "refused"):
-        repeats.admit(key, 1, key)
-        repeats.admit(key, 1, key)
+        repeats.admit(("failed", key), 1, key)
+        repeats.admit(("failed", key), 1, key)
         until(lambda key=key: said and said[-1].line == key)
     until(lambda: THREAD not in threads())
 
@@ -220,7 +236,7 @@ from otel_crdb.repeats import Repeats
 said = []
 repeats = Repeats(said.extend)
 for _ in range(9):
-    repeats.admit("conflict", 5, "conflict")
+    repeats.admit(("failed", "conflict"), 5, "conflict")
 holding, done = threading.Event(), threading.Event()
 def hold():
     with repeats._lock:
@@ -232,7 +248,7 @@ child = os.fork()
 if child:
     done.set()
     sys.exit(os.waitpid(child, 0)[1])
-admitted = sum(repeats.admit("conflict", 5, "conflict") for _ in range(6))
+admitted = sum(repeats.admit(("failed", "conflict"), 5, "conflict") for _ in range(6))
 repeats.tell_overdue(everything=True)
 print(admitted, [each.number for each in said], flush=True)
 os._exit(0)
