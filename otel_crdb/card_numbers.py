@@ -16,7 +16,7 @@ __all__ = ["GROUPS", "is_card", "is_card_number"]
 
 #: Lengths, and the prefixes that are in use at these (ISO/IEC 7812; the issuers' public ranges).
 _ISSUERS = (
-    ((13, 16, 19), r"4"),  # Visa
+    ((16, 19), r"4"),  # Visa; of 13 digits are articles and telephones
     ((16,), r"5[1-5]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720"),  # Mastercard
     ((15,), r"3[47]"),  # American Express
     ((14,), r"3(?:0[0-5]|095|[689])"),  # Diners Club

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import facts, semconv, signals, transactions
+from . import database_log, facts, semconv, signals, transactions
 from .hooks import Hook
 from .operations import ClientOperation, is_untold
 from .state import record_of
@@ -52,6 +52,8 @@ class _Connect(ClientOperation):
         if error is None and self.span is not None:
             self.span.set_attributes(dict(facts.of_connection(result, node_id=self.node_id).span))
         super().finish(result, error)
+        if error is not None:
+            database_log.release()
 
     def settle(self, error: BaseException | None, failure: Classification | None) -> None:
         """Leave transactions alone: there is none before there is a connection."""
@@ -61,6 +63,7 @@ def _begin_connect(wrapper: Any, params: dict[str, Any]) -> _Connect | None:
     signal = signals.current
     if signal is None:
         return None
+    database_log.hold()  # until Django has set autocommit on it
     # Django forgets its blocks when it connects anew; a transaction left over was lost with its link.
     transactions.close(record_of(wrapper))
     return _Connect(signal, wrapper.alias, wrapper.settings_dict)

@@ -13,7 +13,16 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from . import characteristics, idle_time, neighbours, query_parameters, semconv, signals, statements
+from . import (
+    characteristics,
+    database_log,
+    idle_time,
+    neighbours,
+    query_parameters,
+    semconv,
+    signals,
+    statements,
+)
 from .comments import commented
 from .copying import CopyBlock
 from .facts import IN_ERROR, transaction_status
@@ -147,6 +156,7 @@ def _begin(
     if signals.current is None or wrapper.needs_rollback:
         # Django refuses statements in a broken block (TransactionManagementError): nothing is sent.
         return None
+    database_log.release()  # a connection that takes statements is fit for use
     text = text_of(sql, cursor.cursor)
     statement = statements.describe(text)
     if batch:

@@ -7,6 +7,7 @@ What is said of a call is in :mod:`otel_crdb.call_log`, what of a retried transa
 
 from __future__ import annotations
 
+import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,6 +51,15 @@ HELD_BACK = "held_back"
 LIMIT = 5
 #: Never held back: somebody has to look into each.
 EACH = frozenset({AMBIGUOUS, LASTING, OVER})
+
+
+class _Waiting(threading.local):
+    """Lines of a thread that wait until its connection is fit for use again; None: none has to."""
+
+    lines: list[Line] | None = None
+
+
+_waiting = _Waiting()
 
 
 class _Logger(CarefulLogger):
@@ -112,8 +122,28 @@ def tell(line: Line) -> None:
     GUARD.run(_tell, line)
 
 
+def hold() -> None:
+    """Have lines wait, until :func:`release`.
+
+    Between COMMIT or ROLLBACK and ``set_autocommit(True)``, and while a connection is made, a handler that
+    writes to the database would begin a transaction where Django is ending one, or connect twice.
+    """
+    if _waiting.lines is None:
+        _waiting.lines = []
+
+
+def release() -> None:
+    """Say the lines that have waited."""
+    lines, _waiting.lines = _waiting.lines, None
+    for line in lines or ():
+        tell(line)
+
+
 def _tell(line: Line) -> None:
     if _telling.get():
+        return
+    if _waiting.lines is not None:
+        _waiting.lines.append(line)
         return
     REPEATS.tell_overdue()
     if not logger.isEnabledFor(line.level):

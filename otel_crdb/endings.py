@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from . import facts, idle_time, neighbours, semconv, signals
+from . import database_log, facts, idle_time, neighbours, semconv, signals
 from .hooks import Hook
 from .operations import ClientOperation, is_untold
 from .state import ConnectionRecord, Phase, connected, record_of
@@ -43,6 +43,8 @@ class _EndOperation(ClientOperation):
         if self.transaction is not None:
             idle_time.count(self.transaction, self.started)
             self.transaction.closing = True
+            if self.transaction.atomic:
+                database_log.hold()  # set_autocommit(True) follows
 
     def finish(self, result: Any, error: BaseException | None) -> None:
         super().finish(result, error)

@@ -182,7 +182,12 @@ class ClientOperation:
         return self.phase == "commit" or (self.phase == "autocommit" and not self.called.startswith("SELECT"))
 
     def _remember_error(self, failure: errors.Classification) -> None:
-        last_error.set(LastError(failure.sqlstate or "", failure.error_class, self.alias))
+        last_error.set(LastError(failure.sqlstate or "", failure.error_class, self.alias, self._trace_id()))
+
+    def _trace_id(self) -> int:
+        """Return the trace of the work that this call is part of, which goes on when its transaction is over."""
+        around = trace.get_current_span() if self.transaction is None else self.transaction.outer
+        return around.get_span_context().trace_id
 
     def _forget_error(self) -> None:
         known = last_error.get()

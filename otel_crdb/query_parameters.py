@@ -7,6 +7,7 @@ show, :mod:`otel_crdb.secret_values` says. What is looked at is bounded: paramet
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -33,16 +34,36 @@ SHORT = 4096
 
 _remembered = lru_cache(maxsize=256)(columns_of)
 
+_GAP = r"(?:\s|/\*[^*]*\*/|--[^\n]*\n)"
+_NAME = r"(?:\"[^\"]*\"|[^\s(\"])+"
+_INSERT = re.compile(rf"(?i)\b(?:INSERT|UPSERT){_GAP}+(?:INTO|VALUES)\b")
+#: An INSERT that says which columns it fills.
+_LISTED = re.compile(
+    rf"(?i)\b(?:INSERT|UPSERT){_GAP}+INTO\s+{_NAME}(?:\s+AS\s+{_NAME})?\s*\((?!\s*(?:SELECT|VALUES|WITH|TABLE|\())"
+)
+
+
+def _fills_unnamed_columns(read: str) -> bool:
+    """Tell whether the text inserts without a list of columns: any of its strings may then be a secret's."""
+    return len(_INSERT.findall(read)) > len(_LISTED.findall(read))
+
+
+_fills_unnamed = lru_cache(maxsize=256)(_fills_unnamed_columns)
+
 
 def attributes(text: str | bytes, params: Any) -> dict[str, str]:
     """Return the parameters as attributes of the statement's span: masked, each as a text."""
     told: dict[str, str] = {}
     look = _Look()
+    read = _read(text)
+    unnamed = (_fills_unnamed if len(read) <= SHORT else _fills_unnamed_columns)(read)
     for key, column, value in named(text, params):
         attribute = _encodable(ATTRIBUTE + key[:VALUE_LIMIT])
         # One that stands at several columns is hidden if any of them asks for it.
         if told.get(attribute) != MASK:
-            told[attribute] = _encodable(_shown(key, column, look.shrunk(value, DEPTH)))
+            shrunk = look.shrunk(value, DEPTH)
+            hidden = unnamed and isinstance(shrunk, (str, list, dict))
+            told[attribute] = MASK if hidden else _encodable(_shown(key, column, shrunk))
     return told
 
 
@@ -57,10 +78,14 @@ def named(text: str | bytes, params: Any) -> list[tuple[str, str, Any]]:
     items = list(_items(params))
     if not items:
         return []
-    read = text[:READ_LIMIT] if isinstance(text, str) else text[:READ_LIMIT].decode("utf-8", "replace")
+    read = _read(text)
     known = (_remembered if len(read) <= SHORT else columns_of)(read)
     found = [(key, column, value) for key, value in items for column in known.get(key, ())]
     return found[:MOST]
+
+
+def _read(text: str | bytes) -> str:
+    return text[:READ_LIMIT] if isinstance(text, str) else text[:READ_LIMIT].decode("utf-8", "replace")
 
 
 def _items(params: Any) -> Iterable[tuple[str, Any]]:

@@ -136,6 +136,7 @@ _TOKEN_SIGNS = {
         *("hf_", "shpat_", "shpca_", "shppa_", "shpss_", "CCDB1_", "sntr"),
     ),
     "-": ("PRIVATE KEY-", "glp", "xox", "xapp-", "GOCSPX-", "sk-", "pypi-", "NRAK-"),
+    "$": ("pbkdf2", "argon2", "bcrypt", "scrypt", "md5$", "sha1$", "$2", "$5$", "$6$", "$y$"),
     ".": ("ya29.", "SG.", "hvs.", "hvb.", "hvr."),
 }
 
@@ -168,7 +169,7 @@ def _may_hold_token(text: str) -> bool:
             for sign in signs:
                 if sign in text:
                     return True
-    return "://" in text and "@" in text
+    return "-" in text and _RESET_HASH.search(text) is not None
 
 
 # --- the forms, one after another -----------------------------------------------------------------
@@ -186,6 +187,9 @@ def _masked(text: str, rules: Rules) -> str:
         text = _SCHEME.sub(_without_credentials, text)
     if _may_hold_token(text):
         text = _TOKEN.sub(_without_token, _PRIVATE_KEY.sub(MASK, text))
+        text = _without_reset_tokens(text)
+        if "$" in text:
+            text = _PASSWORD_HASH.sub(_without_token, text)
     if at_sign:
         text = _without_addresses(text)
     if _DIGITS.search(text):
@@ -218,10 +222,19 @@ _TOKEN = re.compile(
     r"eyJ[\w-]{10,}(?:\.[\w-]+)*|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glp[a-z]{1,3}-[\w-]{16,}"
     r"|xox[a-z]-[\w-]{10,}|xapp-[\w-]{10,}|AKIA[A-Z0-9]{16,}|ASIA[A-Z0-9]{16,}|AIza[\w-]{30,}"
     r"|ya29\.[\w.-]{16,}|GOCSPX-[\w-]{16,}|rk_(?:live|test)_[A-Za-z0-9]{10,}|sk_(?:live|test)_[A-Za-z0-9]{10,}"
-    r"|whsec_[\w+/=-]{16,}|sk-[\w-]{20,}|SG\.[\w.-]{32,}|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{16,}"
+    r"|whsec_[\w+/=-]{16,}|sk-(?=[A-Za-z_-]{0,64}[0-9])[\w-]{20,}|SG\.[\w.-]{32,}|npm_[A-Za-z0-9]{30,}|pypi-[\w-]{16,}"
     r"|do[opr]_v1_[a-f0-9]{32,}|hf_[A-Za-z0-9]{30,}|shp(?:at|ca|pa|ss)_[A-Fa-f0-9]{32,}|hv[bsr]\.[\w-]{20,}"
     r"|CCDB1_\w{40,}|dapi[a-f0-9]{32,}|NRAK-[A-Z0-9]{20,}|sntr[ysu]s_[\w+/=-]{20,}"
 )
+#: What Django and crypt keep of a password: algorithm, cost, salt and hash.
+_PASSWORD_HASH = re.compile(
+    r"(?:pbkdf2_sha(?:1|256|512)|argon2|bcrypt(?:_sha256)?|scrypt|md5|sha1)\$[A-Za-z0-9_+/=.,$-]{20,}"
+    r"|\$(?:2[abxy]?|argon2(?:id|i|d)|[56y])\$[A-Za-z0-9_+/=.,$-]{16,}"
+)
+#: The token in Django's links to a new password, behind the user's id: `/reset/MQ/c1a2b3-…/`.
+_RESET_TOKEN = re.compile(r"-[0-9a-f]{32}(?![0-9A-Za-z-]|\.\w)")
+_RESET_HASH = re.compile(r"-[0-9a-f]{32}")
+_RESET_STAMP = re.compile(r"([0-9a-z]{1,13})/[\w-]{1,64}/")
 _DOMAIN = re.compile(
     r"(?![0-9]x\.(?:png|jpe?g|gif|svg|webp|avif)\b)"
     r"(?:\w(?:[\w-]{0,62}\w)?\.){1,8}(?:xn--[a-z0-9-]{1,59}|[^\W\d_]{2,24})(?![^\W_])"
@@ -240,9 +253,22 @@ def _without_addresses(text: str) -> str:
         if domain is None or found.start() < copied:
             continue
         local = _LOCAL_PART.match(text[max(copied, found.start() - NAME_LIMIT) : found.start()][::-1])
-        if local is not None and not local[0].startswith(REDACTED[::-1]):
+        if local is None or (local[0] == "tig" and text[domain.end() : domain.end() + 1] in (":", "/")):
+            continue  # `git@host:path` is a repository's
+        if not local[0].startswith(REDACTED[::-1]):
             kept += (text[copied : found.start() - local.end()], MASK)
             copied = domain.end()
+    return "".join(kept) + text[copied:]
+
+
+def _without_reset_tokens(text: str) -> str:
+    kept: list[str] = []
+    copied = 0
+    for found in _RESET_TOKEN.finditer(text):
+        stamp = _RESET_STAMP.match(text[max(copied, found.start() - NAME_LIMIT) : found.start()][::-1])
+        if stamp is not None:
+            kept += (text[copied : found.start() - stamp.end(1)], MASK)
+            copied = found.end()
     return "".join(kept) + text[copied:]
 
 

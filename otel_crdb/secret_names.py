@@ -29,13 +29,14 @@ class Sureness(IntEnum):
 _ANYWHERE = re.compile(
     r".*(?:password|passwd|passphrase|passcode|pwd|secret|token|authorization|cookie|credential|csrf|jwt"
     r"|sessionid|sessid|secretkeybase|accesskeyid|(?:creditcard|cardnumber|cardno|ccnumber|ccnum)"
+    r"|(?:otp|verification|recovery)code|securityanswer"
     r"|(?:access|account|api|auth|encryption|license|master|private|secret|session|shared|signing)key)"
     r"(?:hash|digest|value|confirm|confirmation|repeat|again|s(?<!tokens))?[0-9]{0,2}"
 )
 _IN_FIELD = re.compile(r"auth|pass|pin|pincode|sess|session|sid|sig|.*signature")
 _IN_QUERY = re.compile(r"code|key")
 #: `db_pass` is a password, `bypass` is none; so with what is short.
-_LAST_WORD = re.compile(r"(?:.*[^a-z0-9])?(?:pass|t?otp|cvv2?|cvc2?|ssn)[0-9]?")
+_LAST_WORD = re.compile(r"(?:.*[^a-z0-9])?(?:pass|pw|t?otp|cvv2?|cvc2?|ssn)[0-9]?")
 #: OpenTelemetry's own: the visit to a site, not the key to it.
 _NO_SECRET = frozenset({"session.id", "session.previous_id"})
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -44,11 +45,11 @@ _PUNCTUATION = re.compile(r"[^a-z0-9]+")
 #: One of these is in each name above, in lower case: where none is in a text, no name need be looked for. The
 #: second are names in fields and queries only.
 STEMS = (
-    *("pass", "pwd", "secret", "token", "auth", "cookie", "credential", "csrf", "jwt", "sess", "key"),
-    *("card", "ccn", "otp", "cvv", "cvc", "ssn"),
+    *("pass", "pw", "secret", "token", "auth", "cookie", "credential", "csrf", "jwt", "sess", "key"),
+    *("card", "ccn", "otp", "cvv", "cvc", "ssn", "verification", "recovery", "security"),
 )
 FIELD_STEMS = ("code", "sid", "sig", "pin")
-FIELD_SIGNS = re.compile(r"(?:code|sid|sig|signature|pin)(?:[\"'`\])\\]{0,6}[ \t]{0,8}[=:]|%3d)")
+FIELD_SIGNS = re.compile(r"(?:code|sid|sig|signature|pin)(?:[\"'`\])\\]{0,6}[ \t]{0,8}[=:＝：]|%3d)")
 
 _NAME_LIMIT = 256
 

@@ -24,22 +24,38 @@ REDACTED = "REDACTED"
 NAME_LIMIT = 96
 
 #: What stands between a name and its value; not two colons, which SQL has before a type.
-_SIGN = re.compile(r"=>|==?|:=|:(?<!::)(?!:)|%3[Dd]")
-_BLANKS, _CLOSERS = " \t", "\"'`])\\"
+_SIGN = re.compile(r"=>|==?|:=|:(?<!::)(?!:)|%3[Dd]|＝|：")
+_BLANKS, _CLOSERS = " \t\u3000", "\"'`])\\"
 #: The name before it, read from there.
 _NAME = re.compile(r"[\w.%$-]+")
-_AFTER_SIGN = re.compile(r"[ \t]{0,8}")
+_AFTER_SIGN = re.compile(r"[ \t\u3000]{0,8}")
+#: A value on the next line: one word and nothing beside it, so that no line of code or of a trace is taken
+#: for one, and no pair of its own.
+_NEXT_LINE = re.compile(
+    r"(?:[|>][+-]?)?[ \t]{0,8}\r?\n[ \t]{0,32}(?=[^\s\[({<^~*-][^\s]{0,512}(?<!:)[ \t]{0,8}(?:[\r\n]|\Z))"
+    r"(?![\"'\w.-]{1,64}[=:][^=])"
+)
+_COLONS = (":", "：")
+_LINE_BEGINS = re.compile(r"(?:\A|\n)[ \t\"']{0,32}\Z")
 #: Other ways to set a value: an option of a command, SQL's `PASSWORD '…'`, a tag, a pair of a header.
 _LOOSE_NAME = re.compile(
     r"-(?P<option>[\w-]{1,64})[ \t]{1,8}(?=[^\s=:-])"
     r"|(?P<sql>P(?:assword|ASSWORD|ASSWD|ASSPHRASE)|p(?:assword|asswd|assphrase)|secret|SECRET)"
-    r"[ \t]{1,8}(?=['\"])"
+    r"[ \t]{1,8}(?=['\"]|\$\w{0,64}\$)"
     r"|<(?P<tag>[\w:.-]{1,64})>(?=[^<\s])|\(b?[\"'](?P<first>[\w.-]{1,64})[\"'],[ \t]?(?=b?[\"'])"
 )
-_LOOSE_SIGNS = ("-", "<", "('", '("', "(b", " '", ' "')
+_LOOSE_SIGNS = ("-", "<", "('", '("', "(b", " '", ' "', " $")
 _OPENING = re.compile(r"[bBrRuUfF]{0,2}(?P<escape>\\*)(?P<quote>\"\"\"|'''|[\"'`])")
 _BRACKET = {"(": ")", "[": "]", "{": "}"}
-_CLOSING = {quote: re.compile(rf"(?:[^\\\n{quote}]|\\.)*{quote}") for quote in "\"'`"}
+#: A quote that is doubled closes nothing: so SQL writes one within.
+_CLOSING = {
+    quote: re.compile(rf"(?:[^\\\n{quote}]|\\.|{quote}{quote})*{quote}(?!{quote})") for quote in "\"'`"
+}
+#: SQL's `$$…$$`, and how far its end is looked for.
+_DOLLARS, _DOLLAR_LIMIT = re.compile(r"\$(?:[A-Za-z_]\w{0,62})?\$"), 1024
+#: Of a count and of a signal: no secret has so few digits where nothing but a weak or a plural name says so.
+_FEW_DIGITS = re.compile(r"[0-9]{1,3}")
+_BEHIND_COLON = re.compile(r"(?:: |：[ \u3000]?|\n[ \t]{0,32})\Z")
 _LINE = re.compile(r"[^\r\n]*")
 #: A value without quotes: up to a blank, to the next pair, or to what closes something around it.
 _BARE = re.compile(r"(?:(?![&;,][\w.%$\[\]-]{1,64}=|</|[\"'`](?:[\s,;:)\]}>]|\Z))[^\s])+")
@@ -59,10 +75,11 @@ _NONE = re.compile(
 )
 #: Words of sentences about a secret: `password: This field is required`.
 _SENTENCES = """
-    a already and any are be been bool bytes can cannot can't contains denied does doesn't empty error
-    exceeded expected expired fail failed failure found has have illegal in incorrect int invalid is it
-    it's length malformed may mismatch missing must no not object of on only optional or refused
-    rejected required reset revoked should str string syntax that the there this to too
+    a already and any are assert be been bool bytes can cannot can't contains denied disabled
+    does doesn't empty enabled error exceeded expected expired fail failed failure
+    found has have illegal in incorrect int invalid is it
+    it's length malformed may mismatch missing must no not object of off on only optional or raise refused
+    rejected required reset return revoked should str string syntax that the there this to too
     unexpected unknown unset unsupported was were wrong you your
 """
 _CONSTANTS = frozenset(("none", "null", "nil", "true", "false", "undefined", "filtered"))
@@ -113,13 +130,21 @@ def _named_by_sign(text: str, found: re.Match[str], copied: int) -> _Named:
     blanks = _AFTER_SIGN.match(text, found.end())
     start = blanks.end() if blanks else found.end()
     first = found.start() - len(before) + len(bare) - name.end()
+    if found[0] in _COLONS and _LINE_BEGINS.search(text[max(0, first - 33) : first]):
+        start = _on_the_next_line(text, start)
     return _Named(name[0][::-1], _needed(text, first, closed[len(bare) :], found[0]), start)
+
+
+def _on_the_next_line(text: str, start: int) -> int:
+    """Return where a value begins that stands on the line after its name, if one does."""
+    following = _NEXT_LINE.match(text, start) if text[start : start + 1] in ("\r", "\n", "|", ">") else None
+    return following.end() if following else start
 
 
 def _needed(text: str, first: int, closers: str, sign: str) -> Sureness:
     if first > 0 and text[first - 1] in "?&" and sign == "=":
         return Sureness.IN_QUERY
-    is_field = sign in ("=", "%3D", "%3d") or closers.endswith(("'", '"'))
+    is_field = sign in ("=", "%3D", "%3d", "＝") or closers.endswith(("'", '"'))
     return Sureness.IN_FIELD if is_field else Sureness.ANYWHERE
 
 
@@ -138,6 +163,10 @@ def _value(text: str, start: int, name: str) -> tuple[int, int]:
         return opening.end(), _end_of_quoted(text, opening)
     if text[start : start + 1] in _BRACKET:
         return start + 1, _end_of_bracketed(text, start)
+    dollars = _DOLLARS.match(text, start)
+    if dollars and (dollars[0] in text[dollars.end() : start + _DOLLAR_LIMIT] or dollars[0] == "$$"):
+        end = text.find(dollars[0], dollars.end(), start + _DOLLAR_LIMIT)
+        return dollars.end(), end if end >= 0 else _line_end(text, start)
     scheme = _AUTHENTICATION.match(text, start)
     if scheme and scheme["list"]:
         return scheme.end(), _line_end(text, start)
@@ -183,11 +212,21 @@ def _is_no_value(text: str, start: int, end: int, name: str) -> bool:
     """Tell whether what stands there hides nothing: a word of a sentence, a place holder, the name again."""
     value = text[start:end]
     low = value.lower()
-    if is_none(value) or low in _CONSTANTS or (low in PROSE and text[start - 2 : start] == ": "):
+    if is_none(value) or low in _CONSTANTS:
+        return True
+    if low in PROSE and _BEHIND_COLON.search(text[max(0, start - 33) : start]):
+        return True
+    if _FEW_DIGITS.fullmatch(value) and _may_be_counted(name):
         return True
     if text[end : end + 2] == '".':  # a column's name in SQL
         return True
     return low.rpartition(".")[2] == name.lower() and value.count(".") < 2
+
+
+def _may_be_counted(name: str) -> bool:
+    """Tell whether a small number behind the name is how many there are, or a signal's: `api_keys: 3`."""
+    plural = name[-1:] in "sS" and name[-2:-1] not in "sS"
+    return plural or sureness(name) == Sureness.IN_FIELD
 
 
 def is_none(value: str) -> bool:

@@ -200,6 +200,8 @@ class LastError(NamedTuple):
     sqlstate: str
     error_class: str
     alias: str
+    #: Of the trace that the work was in; 0: of none. In another trace it is somebody else's.
+    trace_id: int = 0
 
 
 last_error: ContextVar[LastError | None] = ContextVar("otel_crdb_last_error", default=None)

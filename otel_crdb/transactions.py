@@ -18,7 +18,7 @@ from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from . import characteristics, events, facts, idle_time, outcomes, semconv, signals
+from . import characteristics, database_log, events, facts, idle_time, outcomes, semconv, signals
 from .hooks import Hook, call_back
 from .operations import BLOCK
 from .state import ConnectionRecord, Phase, Transaction, current_request, open_work, record_of
@@ -198,6 +198,7 @@ class _AutocommitOff:
         self.handled = sys.exc_info()[1]
 
     def finish(self, result: Any, error: BaseException | None) -> None:
+        database_log.release()
         if error is not None:
             return
         if not self.atomic:
@@ -232,6 +233,7 @@ class _AutocommitOn:
     def finish(self, result: Any, error: BaseException | None) -> None:
         if self.committed is not None:
             open_work.end(self.committed)
+        database_log.release()
         if error is None:
             self.record.manual = False
             close(self.record)
@@ -246,6 +248,7 @@ def _begin_set_autocommit(
         return None  # Django forbids it within a block
     record = record_of(wrapper)
     ended = record.transaction
+    database_log.hold()
     if ended is not None and ended.atomic:
         # Now, not at the end: Django runs the on_commit hooks within this call.
         close(record)

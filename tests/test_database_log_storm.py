@@ -13,6 +13,7 @@ from django.db import DatabaseError, connection, connections, transaction
 from opentelemetry import trace
 
 from otel_crdb import call_log, database_log, errors, facts, retry_telemetry, signals
+from otel_crdb.logs.fields import correlate
 from otel_crdb.operations import ClientOperation
 from otel_crdb.policy import Attempt, Policy
 from otel_crdb.runs import Run
@@ -387,3 +388,14 @@ class TestLastError:
             with contextlib.suppress(DatabaseError):
                 execute("INSERT INTO account (email, balance) VALUES ('a@example.com', 1)")
         assert last_error.get() == REFUSED
+
+
+def test_error_of_a_task_is_not_the_next_ones(telemetry):
+    """In another trace than its own, the last error is somebody else's."""
+    tracer = telemetry.tracer_provider.get_tracer("tasks")
+    record = logging.LogRecord("bank", logging.INFO, __file__, 1, "on the way", None, None)
+    with tracer.start_as_current_span("first task"), contextlib.suppress(DatabaseError):
+        execute(CONFLICT)
+    with tracer.start_as_current_span("second task"):
+        correlate(record)
+    assert (record.trace_id != "", record.error_code, record.db) == (True, "", "")

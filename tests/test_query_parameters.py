@@ -165,6 +165,27 @@ def test_secrets_are_masked(asked, sql, given_params):
     assert SECRET not in asked.everything()
 
 
+UNNAMED = {
+    "INSERT INTO u VALUES (%s, %s, %s, %s)": True,
+    'upsert /* a */ into s."u (a)" values (%s, crypt(%s), %s, %s)': True,
+    "INSERT INTO u AS v (VALUES (%s, %s, %s, %s))": True,
+    "INSERT INTO u SELECT %s, %s, %s, %s": True,
+    "INSERT INTO u (a, b, c, d) VALUES (1, 2, 3, 4); INSERT INTO u VALUES (%s, %s, %s, %s)": True,
+    "INSERT INTO u (a, b, c, d) VALUES (%s, %s, %s, %s)": False,
+    'INSERT INTO "s"."u" AS v ("a", b, c, d) SELECT %s, %s, %s, %s': False,
+    "SELECT %s, %s, %s, %s /* route='insert' */": False,
+}
+
+
+@pytest.mark.parametrize("sql", UNNAMED)
+def test_an_insert_without_a_list_hides_its_strings(sql):
+    """Where an INSERT does not say which columns it fills, numbers are told and no string."""
+    shown = attributes(sql, ["plain", "other", 7, ["in"]])
+    texts = [MASK, MASK, "7", MASK] if UNNAMED[sql] else ["plain", "other", "7", "[in]"]
+    assert list(shown.values()) == texts
+    assert list(attributes(sql.encode(), ["plain", "other", 7, ["in"]]).values()) == texts
+
+
 def test_json_is_masked_by_its_keys(asked):
     """The drivers' wrappers of JSON are looked into."""
     with connection.cursor() as cursor:

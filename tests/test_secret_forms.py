@@ -95,6 +95,22 @@ login of @@@example.com failed
 mail to <@@.b+c@mail.example.co.uk>, sent
 Key=O'@@@example.com
 email=@@%40example.com&x=1
+UPDATE u SET password='it''s @@' WHERE id=1
+ALTER USER b PASSWORD $$it @@$$
+ALTER USER b WITH PASSWORD $a$@@$$$a$
+password='it''s @@
+password＝@@
+パスワードpassword：@@
+pw=@@
+verification_code=@@
+"recovery_code": "@@"
+{'otp_code': '@@'}
+security_answer=@@
+pbkdf2_sha256$870000$salt$@@0123456789abcdef=
+argon2$argon2id$v=19$m=102400,t=2,p=8$c2FsdA$@@
+bcrypt_sha256$$2b$12$@@0123456789abcdef
+hash $2b$12$KIXQ1@@0123456789abcdef, 5
+scrypt$salt$16384$8$5$@@0123456789==
 """.strip().splitlines()
 
 
@@ -123,6 +139,16 @@ def test_no_secret_of_a_listed_form_survives(form: str) -> None:
         ("paid with 4111 1111 1111 1111 today", "paid with … today"),
         (f"jwt {JWT}.", "jwt …."),
         ("<password>a</password>", "<password>…</password>"),
+        ("SET password='it''s a', b='c'", "SET password='…', b='c'"),
+        ("SET password='', b='c''d'", "SET password='', b='c''d'"),
+        ("PASSWORD $$it a$$ VALID", "PASSWORD $$…$$ VALID"),
+        (
+            "Not Found: /accounts/reset/MQ/c1a2b3-0123456789abcdef0123456789abcdef/",
+            "Not Found: /accounts/reset/MQ/…/",
+        ),
+        ("password:\r\nhunter\r\nnext line", "password:\r\n…\r\nnext line"),
+        ("user: bob\n  password:\n    hunter", "user: bob\n  password:\n    …"),
+        ("password: |\n  hunter\nuser: bob", "password: |\n  …\nuser: bob"),
     ],
 )
 def test_what_stands_around_a_secret_stays(text: str, masked: str) -> None:
@@ -183,7 +209,6 @@ def test_a_session_key_beside_its_word() -> None:
 
 CARDS = [
     "4111111111111111",
-    "4222222222222",
     "5555555555554444",
     "5105105105105100",
     "2223003122003222",
@@ -315,10 +340,33 @@ password=******** token=[Filtered] key=REDACTED
 Session.objects.get(pk=5)
 task-force-of-the-department-of-things
 a -- b, c - d, x -> y, 5 < 6 > 4
+EAN 4222222222222, 4006381333931
+x.py:5: in test_token: assert 5
+sk-learn-model-version-number-five
+git@github.com:org/repo.git git@gitlab.example.com/x
+cookies: enabled, secrets: 3 found, api_keys: 3, sid=5 sig=11
+GET /static/app-0123456789abcdef0123456789abcdef.js and /x/00-0123456789abcdef0123456789abcdef-00f067aa0ba902b7
+SELECT $1, $2 FROM t WHERE a = $3 -- pbkdf2_sha256, scrypt$
 """.strip("\n").splitlines()
 
 
-@pytest.mark.parametrize("text", ["", " ", "\n", "…", "é", "日本語", "\x00", *CLEAN])
+#: A name at a line's end, and the next line is no value of it.
+CLEAN_LINES = [
+    'File "x.py", line 5, in f\n    if not token:\n        raise ValueError',
+    "  elif password:\n    break\n",
+    "token:\n  type: bearer\n",
+    "secrets:\n  - name\n  - other\n",
+    "token:\n  name:\n    x",
+    "password:\nuser=x\n",
+    'token:\n  File "x.py", line 5',
+    "token:\n    ^^^^^\n",
+    "password:\nThis field is required.",
+    "password:\nrequired",
+    "password:\n\nx",
+]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n", "…", "é", "日本語", "\x00", *CLEAN, *CLEAN_LINES])
 def test_clean_texts_are_the_very_same(text: str) -> None:
     """Ids, numbers, times, addresses and sentences about secrets come back as the very object."""
     assert mask_secrets(text) is text
@@ -526,6 +574,11 @@ Key (
 Key (a)=(
 session
 session k3v0
+password=''
+-0123456789abcdef0123456789abcdef
+password=$a$
+pbkdf2_sha256$
+$2b$12$
 1234-
 4111 1111 1111 1112_
 bearer

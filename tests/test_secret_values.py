@@ -40,7 +40,8 @@ def as_delivered():
 
 @pytest.mark.parametrize(
     "name", [*NAMES, "http.request.header.authorization", "http.request.header.cookie", "http.response.header.set_cookie",
-             "HTTP_COOKIE", "session", "sid", "auth", "pin", "signature", "user[password]", "password_hash", "card_number", "passwords"]
+             "HTTP_COOKIE", "session", "sid", "auth", "pin", "signature", "user[password]", "password_hash", "card_number", "passwords",
+             "pw", "db_pw", "verification_code", "recoveryCode", "otp_code", "security_answer"]
 )  # fmt: skip
 def test_secret_names(name: str) -> None:
     """A secret's name is known however it is spelt."""

@@ -18,6 +18,10 @@ from .fields import correlate, is_empty
 #: Bytes of the longest line, and the shortest such limit.
 LINE_LIMIT = 64 * 1024
 LEAST_LIMIT = 1024
+#: Characters of a statement on a line.
+SQL_LIMIT = 1000
+#: The logger whose lines are about statements.
+OF_DATABASE = "otel_crdb.db"
 
 #: Controls, line breaks of Unicode, marks that turn the direction of what follows, lone surrogates.
 _UNSAFE = re.compile(
@@ -110,8 +114,16 @@ def _verbose(record: logging.LogRecord) -> str:
     ]
     words += [f"{shown}={_id(held[field])}" for field, shown in _SHOWN if not is_empty(held[field])]
     words.append(one_line(record_attributes.message_of(record)))
-    stacks = [record_attributes.stack_of(record), _stack_info(record)]
-    return " | ".join([" ".join(words), *(one_line(stack) for stack in stacks if stack)])
+    rest = [_statement(record), record_attributes.stack_of(record), _stack_info(record)]
+    return " | ".join([" ".join(words), *(one_line(each) for each in rest if each)])
+
+
+def _statement(record: logging.LogRecord) -> str:
+    """Return the statement that a line of `otel_crdb.db` is about; Django's have it in their message."""
+    sql = record.__dict__.get("sql")
+    if record.name != OF_DATABASE or is_empty(sql):
+        return ""
+    return f"sql={str(record_attributes.plain('sql', sql))[:SQL_LIMIT]}"
 
 
 _IDS = ("trace_id", "span_id", "trace_flags")

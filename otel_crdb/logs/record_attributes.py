@@ -57,6 +57,8 @@ _FIELDS = (
     ("error_code", semconv.DB_RESPONSE_STATUS_CODE),
     ("error_class", semconv.ERROR_CLASS),
 )
+#: Of our own lines: where in this package they were logged says nothing.
+_OUR_FIELDS = tuple(pair for pair in _FIELDS if not pair[1].startswith("code."))
 #: Fields of `otel_crdb.db`, by the words of spans.
 _SPANS_WORDS = {
     "sql": semconv.DB_QUERY_TEXT,
@@ -217,7 +219,8 @@ def attributes_of(record: logging.LogRecord) -> dict[str, Any]:
     """
     held = record.__dict__
     told: dict[str, Any] = {}
-    for field, name in _FIELDS:
+    ours = isinstance(record.name, str) and record.name.startswith("otel_crdb")
+    for field, name in _OUR_FIELDS if ours else _FIELDS:
         value = held.get(field)
         if not is_empty(value):
             told[name] = well_known(value)
