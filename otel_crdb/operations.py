@@ -185,7 +185,7 @@ class ClientOperation:
         last_error.set(LastError(failure.sqlstate or "", failure.error_class, self.alias, self._trace_id()))
 
     def _trace_id(self) -> int:
-        """Return the trace of the work that this call is part of, which goes on when its transaction is over."""
+        """Return the trace of the work that this is part of, which goes on when its transaction is over."""
         around = trace.get_current_span() if self.transaction is None else self.transaction.outer
         return around.get_span_context().trace_id
 

@@ -69,7 +69,7 @@ CONTRIBS = "opentelemetry.instrumentation.threading"
 _at_work = False
 #: What is put in: ours and theirs, by name. What somebody else has wrapped since cannot be taken out: it
 #: stays, does nothing, and is not put in twice.
-_put: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {}
+_put: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {}
 
 
 def start() -> Callable[[], None]:
@@ -90,7 +90,7 @@ def _stop() -> None:
 
 def _put_in(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
     if name not in _put:
-        theirs = vars(owner)[name]
+        theirs = vars(owner).get(name)  # None: inherited, as by gevent's threads
         # Called as the class hands it out: what others have put there (wrapt's) finds its instance so.
         _put[name] = wrap(getattr(owner, name)), theirs
         setattr(owner, name, _put[name][0])
@@ -98,9 +98,13 @@ def _put_in(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callabl
 
 def _take_out(owner: type, name: str) -> None:
     ours, theirs = _put.get(name, (None, None))
-    if ours is not None and vars(owner)[name] is ours:
+    if ours is None or vars(owner).get(name) is not ours:
+        return
+    if theirs is None:
+        delattr(owner, name)
+    else:
         setattr(owner, name, theirs)
-        del _put[name]
+    del _put[name]
 
 
 def _context_to_hand_on() -> Context | None:

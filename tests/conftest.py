@@ -105,6 +105,14 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if item.path.stem not in spared]
 
 
+@pytest.fixture(autouse=True)
+def _no_error_of_another_test():
+    """Forget the last database error: log lines of the next test would tell of it."""
+    from otel_crdb.state import last_error
+
+    last_error.set(None)
+
+
 _SERVER = pytest.StashKey()
 
 

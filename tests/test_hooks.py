@@ -19,7 +19,7 @@ from opentelemetry import context, trace
 
 import otel_crdb
 from otel_crdb import cursors, hooks, recording, retry_view, run_transaction, view_answers
-from otel_crdb.logs import CockroachTxnFilter
+from otel_crdb.logs import CockroachTxnFilter, JSONFormatter, VerboseFormatter
 
 from .project.models import Account
 from .retried_views import atomic_requests
@@ -139,18 +139,19 @@ def debug_query():
         connection.force_debug_cursor = False
 
 
-def log_a_line():
+def log_a_line(formatter=None):
     """Log through the filter, as a handler of the application's has it."""
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     handler.addFilter(CockroachTxnFilter())
+    handler.setFormatter(formatter)
     logger = logging.getLogger("bank")
     logger.addHandler(handler)
     try:
         logger.warning("paid %d", 3)
     finally:
         logger.removeHandler(handler)
-    return out.getvalue()
+    return "paid 3" in out.getvalue() or "could not write this record" in out.getvalue()
 
 
 def work_in_threads():
@@ -210,7 +211,7 @@ def day():
         outcome(call_procedure),
         outcome(copy),
         outcome(debug_query),
-        log_a_line(),
+        [log_a_line(formatter) for formatter in (None, VerboseFormatter(), JSONFormatter())],
         work_in_threads(),
         ask_by_asgi(),
         ask("/transfer/3/"),
