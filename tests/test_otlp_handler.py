@@ -403,7 +403,5 @@ def test_nothing_is_kept_alive(sent):
     sent.exporter.clear()
     gc.collect()
     assert not [
-        each
-        for each in gc.get_objects()
-        if type(each) is logging.LogRecord and "made.up" in str(each.name)
+        each for each in gc.get_objects() if type(each) is logging.LogRecord and "made.up" in str(each.name)
     ]
