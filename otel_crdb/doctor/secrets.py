@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
+from otel_crdb.secret_values import mask_secrets
+
 Hide = Callable[[str], str]
 
 HIDDEN = "***"
 #: Anything before an @ in a URL: a password may hold a slash that nobody has encoded.
 USERINFO = re.compile(r"(?<=://)[^\s'\"]*@")
-#: ``password=…`` of a conninfo string, and the like in a query.
-NAMED = re.compile(
-    r"(?i)\b(\w*(?:password|passwd|secret|token|api[-_]?key)\w*\s*[=:]\s*)('[^']*'|[^\s&,;'\"]+)"
-)
 #: Keys of ``DATABASES`` and ``OPTIONS`` whose values are secrets.
 SECRET_KEYS = re.compile(r"(?i)pass(word|wd)?$|secret|token")
 HEADER_VARIABLES = re.compile(r"OTEL_EXPORTER_OTLP_(\w+_)?HEADERS")
@@ -39,7 +37,7 @@ def hider(values: Iterable[str]) -> Hide:
     def hide(text: str) -> str:
         for value in known:
             text = text.replace(value, HIDDEN)
-        return NAMED.sub(rf"\1{HIDDEN}", USERINFO.sub("", text))
+        return mask_secrets(USERINFO.sub("", text))
 
     return hide
 
