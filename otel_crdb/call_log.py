@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from . import outcomes, signals
-from .database_log import FAILED, LASTING, OVER, REPEATS, SLOW, Line, fields_of, tell
+from .database_log import FAILED, LASTING, OVER, REPEATS, SLOW, Line, fields_of, tell, tell_overdue
 from .lasting import Lasting, Spells
 from .run_log import run_under_way
 from .state import LogicalTransaction, open_work
@@ -97,7 +97,7 @@ def call_succeeded(call: ClientOperation, seconds: float) -> None:
                 call.span,
             )
         )
-    REPEATS.tell_overdue()
+    tell_overdue()
     if SPELLS.open and call.proves_health:
         for over in SPELLS.success(call.alias, committed=call.commits_work):
             tell(_over_line(over))

@@ -135,8 +135,21 @@ def hold() -> None:
 def release() -> None:
     """Say the lines that have waited."""
     lines, _waiting.lines = _waiting.lines, None
-    for line in lines or ():
-        tell(line)
+    if lines is None:
+        return
+    try:
+        while lines:
+            tell(lines.pop(0))
+    finally:
+        if lines:  # a handler has ended the process, or its greenlet's time was over
+            _waiting.lines = lines
+    tell_overdue()
+
+
+def tell_overdue() -> None:
+    """Say what was held back in windows that are over, where lines may be said now."""
+    if REPEATS.held and _waiting.lines is None and not _telling.get():
+        GUARD.run(REPEATS.tell_overdue)
 
 
 def _tell(line: Line) -> None:

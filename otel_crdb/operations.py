@@ -182,12 +182,14 @@ class ClientOperation:
         return self.phase == "commit" or (self.phase == "autocommit" and not self.called.startswith("SELECT"))
 
     def _remember_error(self, failure: errors.Classification) -> None:
-        last_error.set(LastError(failure.sqlstate or "", failure.error_class, self.alias, self._trace_id()))
+        last_error.set(LastError(failure.sqlstate or "", failure.error_class, self.alias, *self._trace_ids()))
 
-    def _trace_id(self) -> int:
-        """Return the trace of the work that this is part of, which goes on when its transaction is over."""
-        around = trace.get_current_span() if self.transaction is None else self.transaction.outer
-        return around.get_span_context().trace_id
+    def _trace_ids(self) -> tuple[int, int]:
+        """Return the trace of the work that this is part of, and that of the transaction's own span."""
+        transaction = self.transaction
+        around = trace.get_current_span() if transaction is None else transaction.outer
+        own = around if transaction is None or transaction.span is None else transaction.span
+        return around.get_span_context().trace_id, own.get_span_context().trace_id
 
     def _forget_error(self) -> None:
         known = last_error.get()

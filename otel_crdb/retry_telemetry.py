@@ -19,7 +19,7 @@ from . import database_log, events, facts, outcomes, run_log, semconv, signals
 from .database_log import Line
 from .hooks import Hook
 from .operations import is_untold
-from .state import current_request
+from .state import current_request, last_error
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -64,6 +64,10 @@ class LogicalSpan:
     def finish(self, result: Any, error: BaseException | None) -> None:
         """End it with the outcome of the whole."""
         context_api.detach(self._token)
+        known, own = last_error.get(), self.span.get_span_context().trace_id
+        if known is not None and known.trace_id == own:  # what is logged next is in the trace around the run
+            around = trace.get_current_span().get_span_context().trace_id
+            last_error.set(known._replace(trace_id=around))
         try:
             self._describe_end(error)
         finally:

@@ -202,6 +202,8 @@ class LastError(NamedTuple):
     alias: str
     #: Of the trace that the work was in; 0: of none. In another trace it is somebody else's.
     trace_id: int = 0
+    #: Of the transaction's own span, which began a trace where there was none.
+    own_trace_id: int = 0
 
 
 last_error: ContextVar[LastError | None] = ContextVar("otel_crdb_last_error", default=None)

@@ -233,10 +233,10 @@ class _AutocommitOn:
     def finish(self, result: Any, error: BaseException | None) -> None:
         if self.committed is not None:
             open_work.end(self.committed)
-        database_log.release()
         if error is None:
             self.record.manual = False
             close(self.record)
+        database_log.release()  # last: a handler may write to the database
 
 
 def _begin_set_autocommit(

@@ -173,7 +173,7 @@ def _name_in(signal: signals.Signals | None) -> str:
 def _error(record: logging.LogRecord, trace_id: int) -> tuple[str, str, str]:
     """Return code, class and alias of the database error that a record is about."""
     last = state.last_error.get()
-    if last is not None and last.trace_id != trace_id:
+    if last is not None and trace_id not in (last.trace_id, last.own_trace_id):
         last = None  # of a task before this one
     error = exception_of(record)
     failure = None if error is None else errors.classify(error)
