@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from django.db import connection
 
 from .processes import until
 from .starts import page
-from .starts.running import bank_in
+from .starts.running import bank_in, ledger_table
 
 SITE = Path(__file__).resolve().parent / "correlation" / "site"
 FIELDS = ("trace_id", "span_id", "trace_flags", "txn_id")
@@ -76,14 +75,8 @@ CASES = [
 @pytest.fixture(scope="module")
 def ledger(crdb):
     """The table of payments."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "CREATE TABLE starts_ledger (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), run text, way text)"
-        )
-    yield
-    with connection.cursor() as cursor:
-        cursor.execute("DROP TABLE starts_ledger")
-    connection.close()
+    with ledger_table():
+        yield
 
 
 @pytest.fixture

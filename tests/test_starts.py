@@ -14,7 +14,7 @@ from django.db import connection
 
 from .processes import until
 from .starts import page
-from .starts.running import bank_in
+from .starts.running import bank_in, ledger_table
 from .starts.tally import Tally
 
 EVERYTHING = os.environ.get("OTEL_CRDB_TEST_STARTS") == "all"
@@ -39,15 +39,8 @@ def one_of_the_product(*values):
 @pytest.fixture(scope="module")
 def ledger(crdb):
     """The table of payments."""
-    with connection.cursor() as cursor:
-        cursor.execute("DROP TABLE IF EXISTS starts_ledger")
-        cursor.execute(
-            "CREATE TABLE starts_ledger (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), run text, way text)"
-        )
-    yield
-    with connection.cursor() as cursor:
-        cursor.execute("DROP TABLE starts_ledger")
-    connection.close()
+    with ledger_table():
+        yield
 
 
 @pytest.fixture

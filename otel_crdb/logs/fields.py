@@ -110,7 +110,7 @@ def _is_same(value: object, text: str) -> bool:
 
 def _found(record: logging.LogRecord, given: dict[str, Any]) -> dict[str, Any]:
     trace_id, span_id, flags = _trace_ids()
-    code, error_class, alias = _error(record, int(trace_id or "0", 16))
+    code, error_class, alias = _error(record, trace_id)
     work_id, attempt = "", 0
     stack = state.open_work.stack
     if stack:
@@ -170,10 +170,10 @@ def _name_in(signal: signals.Signals | None) -> str:
     return str(getattr(resource, "attributes", {}).get("service.name", ""))
 
 
-def _error(record: logging.LogRecord, trace_id: int) -> tuple[str, str, str]:
+def _error(record: logging.LogRecord, trace_id: str) -> tuple[str, str, str]:
     """Return code, class and alias of the database error that a record is about."""
     last = state.last_error.get()
-    if last is not None and trace_id not in (last.trace_id, last.own_trace_id):
+    if last is not None and int(trace_id or "0", 16) not in (last.trace_id, last.own_trace_id):
         last = None  # of a task before this one
     error = exception_of(record)
     failure = None if error is None else errors.classify(error)

@@ -14,6 +14,8 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from django.db import connection
+
 from demo.receiver import SERVICES, Receiver
 from otel_crdb.testing.otlp import spans_of
 from tests.processes import DEADLINE, free_port, until
@@ -169,6 +171,20 @@ def is_anybody_left(group):
     except ProcessLookupError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def ledger_table():
+    """Have the table of payments for a block."""
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS starts_ledger")
+        cursor.execute(
+            "CREATE TABLE starts_ledger (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), run text, way text)"
+        )
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE starts_ledger")
+    connection.close()
 
 
 @contextlib.contextmanager
