@@ -126,7 +126,7 @@ def database_error(
         counted = dict(words.metric)
         if failure.retry_reason:
             counted[semconv.RETRY_REASON] = failure.retry_reason
-        signal.instruments.errors.add(1, counted)
+        signal.instruments.errors.add(1, counted, trace.set_span_in_context(span))
 
 
 def request_exception(span: Span, error: BaseException) -> None:

@@ -136,7 +136,8 @@ class ClientOperation:
                 request = current_request.get()
                 if request is not None:
                     request.database_time += taken
-                self.histogram.record(taken / 1e9, self.attributes)
+                # Its exemplar names the call itself, and not what is current around it.
+                self.histogram.record(taken / 1e9, self.attributes, trace.set_span_in_context(self.span))
             finally:
                 self.span.end(ended)
 

@@ -79,7 +79,8 @@ class LogicalSpan:
         if signal is not None and run.begun:
             name = signal.instruments.bounded_name(run.name)
             words = {**self.place, semconv.TXN_NAME: name, semconv.TXN_OUTCOME: outcome}
-            signal.instruments.transaction_attempts.record(run.begun, words)
+            within = trace.set_span_in_context(self.span)
+            signal.instruments.transaction_attempts.record(run.begun, words, within)
         self.span.set_attributes({semconv.TXN_ATTEMPTS: run.begun, semconv.TXN_OUTCOME: outcome})
         if error is not None and outcome in outcomes.FAILURES:
             told, failure = error, None

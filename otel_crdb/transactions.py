@@ -149,7 +149,8 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
     name = transaction.name or (request.route if request is not None else "")
     if name:
         measured[semconv.TXN_NAME] = signal.instruments.bounded_name(name)
-    signal.instruments.transaction_duration.record(taken / 1e9, measured)
+    within = trace.set_span_in_context(span)  # what its exemplar names
+    signal.instruments.transaction_duration.record(taken / 1e9, measured, within)
     span.set_attributes(
         {
             **words,
@@ -165,7 +166,7 @@ def _describe_end(signal: Signals, known: facts.Facts, transaction: Transaction,
         span.set_attribute(semconv.TXN_SERVER_ID, failure.server_txn_id)
     if transaction.silent_abort:
         events.transaction_event(span, semconv.SILENT_ABORT_EVENT, transaction, known.namespace)
-        signal.instruments.silent_aborts.add(1, known.metric)
+        signal.instruments.silent_aborts.add(1, known.metric, within)
     elif outcome == outcomes.AMBIGUOUS:
         events.transaction_event(span, semconv.AMBIGUOUS_EVENT, transaction, known.namespace)
     if request is not None:
