@@ -10,7 +10,7 @@ LOCK := locks/django-$(DJANGO).txt
 READY := $(VENV)/.ready-$(DJANGO)
 BIN := $(VENV)/bin
 
-.PHONY: demo test django-suite django-suite-long starts rotation model soak lint lock clean
+.PHONY: demo test test-e2e stack stack-programs django-suite django-suite-long starts rotation model soak lint lock clean
 
 demo: $(READY)
 	$(BIN)/python -m demo
@@ -24,6 +24,17 @@ endif
 ifneq ($(filter psycopg2,$(DRIVERS)),)
 	OTEL_CRDB_TEST_DRIVER=psycopg2 $(BIN)/python -m pytest $(PYTEST_ARGS)
 endif
+
+# Collector, Jaeger, Loki, Prometheus and the bank on this machine, without Docker: docs/stack.md. Needs Go, once.
+stack: $(READY)
+	$(BIN)/python -m stack
+
+stack-programs: $(READY)
+	$(BIN)/python -m stack --build-only
+
+# What arrives in them, asked by their own query APIs.
+test-e2e: $(READY) stack-programs
+	$(BIN)/python -m pytest $(PYTEST_ARGS) e2e
 
 # Other people's tests on each driver, with and without the package: the same outcomes. SUITES: which of them.
 django-suite: $(READY)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from otel_crdb.testing import ServerError, server
 
 from . import figures, log_lines, report
+from .back_ends import BackEnds
 from .bank_server import BankServer, environment_of
 from .checks import check
 from .forwarder import Forwarder
@@ -70,7 +71,8 @@ def _run(screen: report.Screen, children: Children, log: Path) -> int:
     began = time.monotonic()
     screen.title()
     with contextlib.ExitStack() as stack:
-        forwarder = Forwarder.from_environment(os.environ)
+        back_ends = BackEnds.from_environment(os.environ)
+        forwarder = Forwarder(back_ends.otlp) if back_ends else Forwarder.from_environment(os.environ)
         if forwarder is not None:
             stack.enter_context(forwarder)
         receiver = stack.enter_context(Receiver(forwarder))
@@ -85,7 +87,12 @@ def _run(screen: report.Screen, children: Children, log: Path) -> int:
             bank.prepare()
         run, versions = _serve_and_drive(screen, bank, receiver, driver)
     checks = check(run)
-    facts = report.Facts(database.description, versions, receiver, forwarder, time.monotonic() - began)
+    if back_ends is not None:
+        with screen.step("Wait for the collector, Jaeger and Loki"):
+            checks.append(back_ends.check(run))
+    facts = report.Facts(
+        database.description, versions, receiver, forwarder, back_ends, time.monotonic() - began
+    )
     screen.show(run, checks, facts)
     return FINE if all(one.passed for one in checks) else MISSING
 

@@ -40,9 +40,9 @@ class BankServer:
             command = [sys.executable, str(HERE / "manage.py"), *arguments]
             self._children.run(command, self._environment, self.log, START_TIMEOUT)
 
-    def start(self) -> None:
+    def start(self, port: int = 0) -> None:
         """Start gunicorn on a socket that listens already: what is sent before it is ready waits there."""
-        with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
+        with socket.create_server(("127.0.0.1", port), backlog=128) as listener:
             self.address = listener.getsockname()
             command = [
                 *(sys.executable, "-m", "gunicorn", "bank.wsgi"),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from otel_crdb.testing.otlp import Span
 
+    from .back_ends import BackEnds
     from .forwarder import Forwarder
     from .receiver import Receiver
     from .run import Check, Run
@@ -40,12 +41,13 @@ PASSED, FAILED = Text("✓", style="green"), Text("✗", style="bold red")
 
 @dataclass(frozen=True)
 class Facts:
-    """What ran: the server's description, the bank's own versions, the receiver, the seconds it took."""
+    """What ran: the server's description, the bank's own versions, who received it, the seconds it took."""
 
     server: str
     versions: dict[str, str]
     receiver: Receiver
     forwarder: Forwarder | None
+    back_ends: BackEnds | None
     seconds: float
 
 
@@ -115,6 +117,10 @@ class Screen:
         self._lines(run)
         self._trace("Refused", trace_choice.refused(run.telemetry))
         self._section("Checked against what the clients saw", _checked(checks))
+        if facts.back_ends is not None:
+            where = "\n".join(f"{name:12}{told}" for name, told in facts.back_ends.where(run).items())
+            # Commands to be copied: not broken into lines.
+            self._section("The same transfer in the stack", Text(where), soft_wrap=True)
         self._section("Where to look next", _next(facts))
         self._say()
         missing = sum(not one.passed for one in checks)
@@ -136,11 +142,11 @@ class Screen:
             title = "Its log lines, by that trace id: in the rotating file, and by OTLP"
             self._section(title, _log_lines(run, trace[0].trace_id))
 
-    def _section(self, title: str, content: RenderableType) -> None:
+    def _section(self, title: str, content: RenderableType, *, soft_wrap: bool = False) -> None:
         self._say()
         with self._console.capture() as drawn:
             self._console.rule(Text(title, style="bold"), align="left", style="dim")
-            self._console.print(content)
+            self._console.print(content, soft_wrap=soft_wrap)
         for line in drawn.get().splitlines():
             # Tables are padded to their width, which nobody wants in a file.
             self._console.out(line if self._console.is_terminal else line.rstrip(), highlight=False)
@@ -255,11 +261,13 @@ def _next(facts: Facts) -> Table:
         "How it works": "docs/architecture.md",
         "This bank": "demo/bank/wsgi.py, demo/bank/transfers.py",
         "The other driver": "DRIVER=psycopg2 make demo, or DRIVER=psycopg",
-        "With Jaeger": "docker compose up --build, then http://127.0.0.1:16686",
+        "With Jaeger": "make stack, or docker compose up; then make demo STACK=1; docs/stack.md",
         "Your collector": "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:4318 make demo",
     }
     if facts.forwarder is not None:
         del lines["Your collector"]
+    if facts.back_ends is not None:
+        lines["With Jaeger"] = "docs/stack.md"
     return _pairs(lines)
 
 

@@ -38,6 +38,8 @@ once = pytest.mark.skipif(ON_PSYCOPG2, reason="does not depend on the driver")
 
 #: Pages all of whose blocks are run by a test of their own.
 PAGES_OF_OTHERS = {
+    "docs/backends.md": "e2e/test_docs_overlays.py",
+    "docs/stack.md": "e2e/test_stack_page.py",
     "docs/start.md": "tests/starts/page.py",
     "docs/testing.md": "tests/test_pytest_plugin.py",
     "docs/tutorial.md": "tests/test_tutorial.py",
@@ -488,6 +490,16 @@ def test_picture_of_the_soak():
     picture = block("docs/soak.md", " 4 workers").text
     assert f"{options.workers} workers" in picture
     assert f"{options.threads} threads" in picture
+
+
+@once
+@runs("docs/architecture.md", " application ── OTLP")
+def test_the_picture_of_the_stack():
+    """Both of the agent's files stand in it, and are there."""
+    picture = block("docs/architecture.md", " application ── OTLP").text
+    named = set(re.findall(r"collector/\w+\.yaml", picture))
+    assert named == {"collector/agent.yaml", "collector/cockroachdb.yaml"}
+    assert all((pages.ROOT / name).is_file() for name in named)
 
 
 @once
