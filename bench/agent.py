@@ -67,6 +67,7 @@ class Step:
 
     `resident` counts the pages of the queue's file too, which the kernel takes back when it needs them;
     `private` does not. `per_1000_spans` is of the whole step, until nothing waits any more.
+    `others` is the share of the time in which it was ready and something else had its core.
     """
 
     rate: float
@@ -74,6 +75,7 @@ class Step:
     load_average: float
     spans_a_second: float
     of_a_core: float
+    others: float
     per_1000_spans: float
     resident: float
     private: float
@@ -116,9 +118,10 @@ def measure(
         first, start = watch.cpu(), time.monotonic()
         sender.go()
         before = watch.until(start + asked.warm_up)
-        began = watch.cpu(), time.monotonic()
+        began = watch.cpu(), time.monotonic(), watch.kept_waiting()
         after = watch.until(start + whole)
         used, took = watch.cpu() - began[0], time.monotonic() - began[1]
+        others = max(0.0, watch.kept_waiting() - began[2]) / took
         load_average = os.getloadavg()[0]
         calls = sender.calls()
         last = _quiet(machine)
@@ -126,7 +129,7 @@ def measure(
         arrived = machine.arrived().each("receiver_accepted_{}")
     return _step(
         recording, calls, (before, after, last), (used, took, whole_cpu), watch, asked, arrived,
-        rate=rate, keep=keep, load_average=load_average,
+        rate=rate, keep=keep, others=others, load_average=load_average,
     )  # fmt: skip
 
 
@@ -287,8 +290,8 @@ def _held(machine: Machine, watch: Watch, counted: Counted, when: str) -> str:
 # --- telling ----------------------------------------------------------------------------------------------
 
 HEADS = (
-    "req/s  keep  load   spans/s   core  CPU ms/1,000   RSS  private  heap  waiting  p50 ms  p99 ms  late s"
-    "  traces kept  keeps up"
+    "req/s  keep  load   spans/s   core  others  CPU ms/1,000   RSS  private  heap  waiting  p50 ms"
+    "  p99 ms  late s  traces kept  keeps up"
 )
 
 
@@ -296,7 +299,7 @@ def row(step: Step) -> str:
     """Return a step as a line of the table."""
     return (
         f"{step.rate:5.0f} {step.keep:4}%  {step.load_average:4.1f}  {step.spans_a_second:8.0f}  "
-        f"{step.of_a_core:5.0%}  "
+        f"{step.of_a_core:5.0%}  {step.others:6.0%}  "
         f"{1000 * step.per_1000_spans:12.1f}  {step.resident:4.0f}  {step.private:7.0f}  {step.heap:4.0f}  "
         f"{sum(step.waiting.values()):7}  {step.p50:6.1f}  {step.p99:6.0f}  {step.late:6.2f}  "
         f"{step.traces_kept:11.0%}  {'yes' if step.keeps_up else _why(step)}"

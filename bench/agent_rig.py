@@ -380,6 +380,14 @@ class Watch:
         times = self._process.cpu_times()
         return float(times.user + times.system)
 
+    def kept_waiting(self) -> float:
+        """Return the seconds that its threads were ready to run and others had the core; 0 where unknown."""
+        waited = 0
+        for each in Path(f"/proc/{self._process.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+                waited += int(each.read_text().split()[1])
+        return waited / 1e9
+
     def look(self) -> Counted:
         """Look at its memory and at what it says."""
         memory = self._process.memory_info()

@@ -90,8 +90,8 @@ PROGRAMS = {
 
 
 def cache() -> Path:
-    """Return the folder that programs are kept in: OTEL_CRDB_STACK_CACHE, else in the user's cache."""
-    chosen = os.environ.get("OTEL_CRDB_STACK_CACHE")
+    """Return the folder that programs are kept in: OTEL_CRDB_TEST_STACK_CACHE, else in the user's cache."""
+    chosen = os.environ.get("OTEL_CRDB_TEST_STACK_CACHE")
     if chosen:
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "otel_crdb" / "stack"

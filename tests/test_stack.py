@@ -31,7 +31,7 @@ def run_stack(*arguments, **variables):
 
 def test_where_go_is_missing_it_says_what_to_do(tmp_path):
     """One sentence, no traceback, and a status that make understands."""
-    ended = run_stack("--build-only", OTEL_CRDB_STACK_CACHE=str(tmp_path), PATH=str(tmp_path))
+    ended = run_stack("--build-only", OTEL_CRDB_TEST_STACK_CACHE=str(tmp_path), PATH=str(tmp_path))
     assert ended.returncode == 1
     assert "Go is not on the PATH" in ended.stdout
     assert "docker compose up" in ended.stdout
@@ -44,7 +44,7 @@ def test_a_build_that_fails_shows_what_go_said(tmp_path):
     go.write_text("#!/bin/sh\necho go: this module is not to be had >&2\nexit 1\n")
     go.chmod(0o755)
     ended = run_stack(
-        "--build-only", OTEL_CRDB_STACK_CACHE=str(tmp_path / "cache"), PATH=f"{tmp_path}:/usr/bin:/bin"
+        "--build-only", OTEL_CRDB_TEST_STACK_CACHE=str(tmp_path / "cache"), PATH=f"{tmp_path}:/usr/bin:/bin"
     )
     assert ended.returncode == 1
     assert "could not be built" in ended.stdout
@@ -54,7 +54,7 @@ def test_a_build_that_fails_shows_what_go_said(tmp_path):
 
 def test_a_program_that_is_not_built_is_named_with_its_version(tmp_path, monkeypatch):
     """And with the command that builds it."""
-    monkeypatch.setenv("OTEL_CRDB_STACK_CACHE", str(tmp_path))
+    monkeypatch.setenv("OTEL_CRDB_TEST_STACK_CACHE", str(tmp_path))
     with pytest.raises(StackError, match=r"jaeger 2\.13\.0 is not built here: make stack-programs"):
         path_of("jaeger")
 
