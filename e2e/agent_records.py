@@ -314,6 +314,7 @@ SECRETS: list[tuple[str, str, str]] = [
 #: The same of keys, whose whole value is masked.
 KEYS = [
     ("db.query.parameter.0", "db.query.parameters"),
+    ("db.operation.parameter.id", "db.operation.name"),
     ("db.sql.bindings", "db.sql.table"),
     ("db.statement.parameters", "db.statement.kind"),
     ("http.request.header.x-tenant", "http.request.header.content-type"),

@@ -174,14 +174,24 @@ def _tell(console: Console, stack: Stack, bank: str, description: str) -> None:
         ("Bank", f"{bank}, a few transfers a second, on {description}"),
         ("OTLP", f"{stack.agent.address} (http/protobuf), http://127.0.0.1:{stack.ports.otlp_grpc} (gRPC)"),
         ("Jaeger", f"{jaeger}/api/traces?service=bank (the page itself is only in Jaeger's image)"),
-        ("Loki", f"{loki}/loki/api/v1/query_range?query={{service_name=%22bank%22}}"),
+        ("Loki", f"{loki}/loki/api/v1/query_range?query=%7Bservice_name=%22bank%22%7D"),
         ("Prometheus", f"{prometheus}/api/v1/query?query=cockroachdb_client_txn_retries_total"),
         ("Collector", f"{stack.own_metrics}"),
         ("Logs of all", str(stack.agent.folder)),
-        ("Next", "make demo STACK=1, in another terminal; docs/stack.md"),
+        ("Next", _next(stack)),
     )
     for name, told in lines:
         console.print(f"{name:12}{told}", soft_wrap=True, markup=False)
+
+
+def _next(stack: Stack) -> str:
+    if stack.ports == Ports():
+        return "make demo STACK=1, in another terminal; docs/stack.md"
+    jaeger, loki, prometheus = (each.address for each in stack.backends)
+    return (
+        f"make demo STACK=1 OTEL_EXPORTER_OTLP_ENDPOINT={stack.agent.address} "
+        f"JAEGER_URL={jaeger} LOKI_URL={loki} PROMETHEUS_URL={prometheus}"
+    )
 
 
 if __name__ == "__main__":
