@@ -50,6 +50,7 @@ GROUPS = {
     "errors": ("code", "reason", "form", "given", "success"),
     "seen": ("secret", "alike", "keys", "masked", "passed", "card", "sql", "named", "no call"),
     "sampling": ("kept", "dropped"),
+    "lengths": ("long", "short"),
 }
 
 
@@ -100,7 +101,13 @@ class Records:
         )
         self.spans[record] = Resource(attributes=pairs({"service.name": "bank", **(resource or {})})), made
 
-    def log(self, record: str, body: Any, attributes: dict[str, Any] | None = None) -> None:
+    def log(
+        self,
+        record: str,
+        body: Any,
+        attributes: dict[str, Any] | None = None,
+        resource: dict[str, Any] | None = None,
+    ) -> None:
         """Add a log record."""
         assert record not in self.logs, record
         made = LogRecord(
@@ -108,7 +115,7 @@ class Records:
             body=any_value(body),
             attributes=pairs({"record": record, **(attributes or {})}),
         )
-        self.logs[record] = Resource(attributes=pairs({"service.name": "bank"})), made
+        self.logs[record] = Resource(attributes=pairs({"service.name": "bank", **(resource or {})})), made
 
     def metric(self, record: str, attributes: dict[str, Any], filtered: dict[str, Any]) -> None:
         """Add a histogram of one point with one exemplar."""
@@ -249,6 +256,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, dict[str, Any], str | None]] = {
     # Redaction takes the code away together with the row.
     "behind a row": (COCKROACHDB, "null, DETAIL:  Key (a)=(b) (SQLSTATE 23502)", {}, "23502"),
     "long": (COCKROACHDB, "SQLSTATE 400012", {}, None),
+    "severity": (COCKROACHDB, "FATAL: password authentication failed", {}, None),
 }
 for _record, (_told, _status, _exception, _) in FORMS.items():
     RECORDS.span(
@@ -371,6 +379,18 @@ for _number, (_text, _) in enumerate(SQL):
 
 RECORDS.span("named by its text", COCKROACHDB, name="SELECT a1 FROM t WHERE b = 'ann' AND c=12")
 RECORDS.span("no call of the database", {}, name="ann's 12 errands")
+
+# --- lengths -------------------------------------------------------------------------------------------------
+
+#: Bytes: the tests' AGENT_LONGEST_TEXT. The long text has a character of two bytes where it is to be cut.
+LONGEST = 2000
+TEXTS = {"short": "x" * LONGEST, "long": "x" * (LONGEST - 1) + "ö" + "y" * 1000}
+for _kind, _text in TEXTS.items():
+    RECORDS.span(
+        f"{_kind} texts", {"note": _text}, name=_text, status=_text,
+        events=(("exception", {"exception.stacktrace": _text}),), resource={"process.command": _text},
+    )  # fmt: skip
+    RECORDS.log(f"{_kind} texts", _text, {"note": _text}, {"process.command": _text})
 
 # --- sampling ------------------------------------------------------------------------------------------------
 

@@ -27,12 +27,14 @@ from e2e.agent_records import (
     GROUPS,
     KEPT,
     KEYS,
+    LONGEST,
     MASKED,
     PASSED_OVER,
     REASONS,
     RECORDS,
     SECRETS,
     SQL,
+    TEXTS,
     VALUE,
     VARIANTS,
     DriverError,
@@ -47,6 +49,9 @@ from stack.programs import path_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+#: The agent's, where all records go through it.
+VARIABLES = {"AGENT_DECISION_WAIT": "1s", "AGENT_LONGEST_TEXT": str(LONGEST)}
 
 # --- the agent -----------------------------------------------------------------------------------------------
 
@@ -93,7 +98,7 @@ class Seen:
 def seen(tmp_path_factory) -> Seen:
     """Send all records through the agent, once."""
     with BackEnds() as back_ends:
-        with Agent(tmp_path_factory.mktemp("rules"), back_ends, {"AGENT_DECISION_WAIT": "1s"}) as agent:
+        with Agent(tmp_path_factory.mktemp("rules"), back_ends, VARIABLES) as agent:
             for request in RECORDS.requests():
                 agent.send(request)
             decided = "otelcol_processor_tail_sampling_global_count_traces_sampled"
@@ -201,6 +206,22 @@ def test_nothing_of_the_agents_own_stays(seen):
     assert not [
         pair.key for event in events for pair in event.attributes if pair.key.startswith("otel_agent")
     ]
+
+
+# --- how long a text may be ----------------------------------------------------------------------------------
+
+
+def test_long_texts_are_cut(seen):
+    """What is longer than the limit ends there, at a whole character; what has just that length stays."""
+    for kind, expected in (("short", TEXTS["short"]), ("long", "x" * (LONGEST - 1))):
+        marked = expected if kind == "short" else expected[: LONGEST - len("…".encode())] + "…"
+        resource, span = seen.spans[f"{kind} texts"]
+        assert (span.name, span.status.message) == (expected, expected)
+        assert attributes_of(span.attributes)["note"] == marked
+        assert attributes_of(span.events[0].attributes)["exception.stacktrace"] == marked
+        assert attributes_of(resource.attributes)["process.command"] == marked
+        assert plain(seen.logs[f"{kind} texts"].body) == expected + ("" if kind == "short" else "…")
+        assert seen.of_log(f"{kind} texts")["note"] == marked
 
 
 # --- what may be seen ----------------------------------------------------------------------------------------
@@ -346,6 +367,7 @@ def test_each_policy_is_named_here():
 #: What a processor is run in: the rest is needed to see what it does.
 _SEEN = ["transform/expose", "redaction/names", "redaction/values", "transform/restore"]
 _CHAINS = {
+    "transform/lengths": ["transform/lengths"],
     "transform/errors": ["transform/errors"],
     **dict.fromkeys(_SEEN, _SEEN),
     "tail_sampling": ["tail_sampling"],
@@ -369,7 +391,9 @@ def _transforms_without_a_statement(processor: dict[str, Any]) -> Iterator[tuple
 
 
 _NOTHING = {
-    **{context: ['delete_key(attributes, "nothing")'] for context in ("span", "log", "spanevent")},
+    **{
+        context: ['delete_key(attributes, "nothing")'] for context in ("span", "log", "spanevent", "resource")
+    },
     "exemplar": ['delete_key(filtered_attributes, "nothing")'],
 }
 
@@ -448,7 +472,7 @@ class Pipelines:
         addresses = dict(
             zip(
                 GROUPS,
-                (f"127.0.0.1:{port}" for port in (ports.otlp_http, ports.jaeger, ports.loki)),
+                (f"127.0.0.1:{port}" for port in (ports.otlp_http, ports.jaeger, ports.loki, ports.bank)),
                 strict=True,
             )
         )
@@ -474,7 +498,7 @@ class Pipelines:
         with servers.Server(
             "pipelines",
             [path_of("otelcol"), "--config", file],
-            {},
+            VARIABLES,
             folder=self._folder,
             address=f"http://127.0.0.1:{ports.otlp_http}",
             ready=f"http://127.0.0.1:{ports.agent_health}/",
@@ -513,7 +537,8 @@ def test_each_rule_has_a_record_that_it_changes(tmp_path):
 
 
 def _group(chain: str) -> str:
-    return {"transform/errors": "errors", "tail_sampling": "sampling"}.get(chain, "seen")
+    groups = {"transform/lengths": "lengths", "transform/errors": "errors", "tail_sampling": "sampling"}
+    return groups.get(chain, "seen")
 
 
 def _base(chain: str, signal: str) -> str:
