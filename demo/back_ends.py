@@ -102,7 +102,7 @@ class BackEnds:
             "  with curl": f"curl -sG {self.loki}/loki/api/v1/query_range "
             f"--data-urlencode 'query={lines_of(trace_id)}'",
             "Prometheus": f"curl -sG {self.prometheus}/api/v1/query_exemplars "
-            f"--data-urlencode 'query={DURATIONS}' -d start=$(date +%s -d -1hour) -d end=$(date +%s)",
+            f"--data-urlencode 'query={DURATIONS}' -d start=$(($(date +%s) - 3600)) -d end=$(date +%s)",
         }
 
 

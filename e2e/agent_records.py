@@ -388,9 +388,10 @@ TEXTS = {"short": "x" * LONGEST, "long": "x" * (LONGEST - 1) + "ö" + "y" * 1000
 for _kind, _text in TEXTS.items():
     RECORDS.span(
         f"{_kind} texts", {"note": _text}, name=_text, status=_text,
-        events=(("exception", {"exception.stacktrace": _text}),), resource={"process.command": _text},
+        events=((_text, {"exception.stacktrace": _text}),), resource={"process.command": _text},
     )  # fmt: skip
     RECORDS.log(f"{_kind} texts", _text, {"note": _text}, {"process.command": _text})
+    RECORDS.log(f"{_kind} map", {"within": [_text[1000:]]})
 
 # --- sampling ------------------------------------------------------------------------------------------------
 

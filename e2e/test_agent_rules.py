@@ -219,9 +219,15 @@ def test_long_texts_are_cut(seen):
         assert (span.name, span.status.message) == (expected, expected)
         assert attributes_of(span.attributes)["note"] == marked
         assert attributes_of(span.events[0].attributes)["exception.stacktrace"] == marked
+        assert span.events[0].name == expected
         assert attributes_of(resource.attributes)["process.command"] == marked
         assert plain(seen.logs[f"{kind} texts"].body) == expected + ("" if kind == "short" else "…")
         assert seen.of_log(f"{kind} texts")["note"] == marked
+    assert plain(seen.logs["short map"].body) == {"within": [TEXTS["short"][1000:]]}
+    cut = plain(seen.logs["long map"].body)
+    assert cut.startswith('{"within":["xxx')
+    assert cut.endswith("y…")
+    assert len(cut.encode()) == LONGEST + len("…".encode())
 
 
 # --- what may be seen ----------------------------------------------------------------------------------------
