@@ -50,6 +50,7 @@ MOST_LATE = 1.0
 #: Which processors are left out, by how their names begin, to see what they cost.
 WITHOUT: tuple[tuple[str, ...], ...] = (
     (),
+    ("transform/lengths",),
     ("transform/errors",),
     ("transform/expose", "transform/restore"),
     ("redaction",),
