@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import gzip
 import os
-import re
 import threading
-import time
 import urllib.request
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,8 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
 from demo.receiver import PROTOBUF, Receiver
-from stack import servers
+from otel_crdb.testing.otlp import attributes_of
+from stack import queries, servers
 
 # Servers are forked here: what gRPC does in a child then may break the child. Read when it is imported.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
@@ -129,11 +128,7 @@ class BackEnds:
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> None:
         """Wait until the condition holds."""
-        end = time.monotonic() + WITHIN
-        while not condition():
-            if time.monotonic() > end:
-                raise AssertionError(f"{what}: not within {WITHIN:.0f} s")
-            time.sleep(0.05)
+        queries.until(condition, what, seconds=WITHIN)
 
 
 class Agent:
@@ -177,16 +172,7 @@ class Agent:
 
     def counted(self, name: str, **labels: str) -> float:
         """Return the sum of the agent's own counters of this name and these labels."""
-        with urllib.request.urlopen(
-            f"http://127.0.0.1:{self.ports.agent_metrics}/metrics", timeout=10
-        ) as answer:
-            lines = answer.read().decode().splitlines()
-        wanted = [f'{key}="{value}"' for key, value in labels.items()]
-        return sum(
-            float(line.rpartition(" ")[2])
-            for line in lines
-            if re.match(rf"{name}(?:_total)?[{{ ]", line) and all(label in line for label in wanted)
-        )
+        return queries.Agent(f"http://127.0.0.1:{self.ports.agent_metrics}/metrics").total(name, **labels)
 
 
 class Sink:
@@ -288,18 +274,3 @@ def any_value(value: Any) -> AnyValue:
 def pairs(attributes: Mapping[str, Any]) -> list[KeyValue]:
     """Return attributes as OTLP's."""
     return [KeyValue(key=key, value=any_value(value)) for key, value in attributes.items()]
-
-
-def plain(value: AnyValue) -> Any:
-    """Return OTLP's value as Python's."""
-    kind = value.WhichOneof("value")
-    if kind == "array_value":
-        return [plain(item) for item in value.array_value.values]
-    if kind == "kvlist_value":
-        return attributes_of(value.kvlist_value.values)
-    return getattr(value, kind) if kind else None
-
-
-def attributes_of(keys: Any) -> dict[str, Any]:
-    """Return OTLP's attributes as a dictionary."""
-    return {pair.key: plain(pair.value) for pair in keys}

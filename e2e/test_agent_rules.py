@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2e.agent import Agent, BackEnds, Sink, attributes_of, plain, send
+from e2e.agent import Agent, BackEnds, Sink, send
 from e2e.agent_records import (
     AGENT,
     CONFIGURATION,
@@ -43,6 +43,7 @@ from e2e.agent_records import (
 )
 from otel_crdb import sqlstates
 from otel_crdb.errors import classify
+from otel_crdb.testing.otlp import attributes_of, value_of
 from stack import servers
 from stack.programs import path_of
 
@@ -88,7 +89,7 @@ class Seen:
             "event": event.name,
             "exception": attributes_of(event.attributes)["exception.message"],
             "resource": attributes_of(resource.attributes)["process.command"],
-            "body": plain(self.logs[record].body),
+            "body": value_of(self.logs[record].body),
             "log attribute": self.of_log(record)["note"],
             "point": attributes_of(point.attributes)["note"],
         }
@@ -221,10 +222,10 @@ def test_long_texts_are_cut(seen):
         assert attributes_of(span.events[0].attributes)["exception.stacktrace"] == marked
         assert span.events[0].name == expected
         assert attributes_of(resource.attributes)["process.command"] == marked
-        assert plain(seen.logs[f"{kind} texts"].body) == expected + ("" if kind == "short" else "…")
+        assert value_of(seen.logs[f"{kind} texts"].body) == expected + ("" if kind == "short" else "…")
         assert seen.of_log(f"{kind} texts")["note"] == marked
-    assert plain(seen.logs["short map"].body) == {"within": [TEXTS["short"][1000:]]}
-    cut = plain(seen.logs["long map"].body)
+    assert value_of(seen.logs["short map"].body) == {"within": [TEXTS["short"][1000:]]}
+    cut = value_of(seen.logs["long map"].body)
     assert cut.startswith('{"within":["xxx')
     assert cut.endswith("y…")
     assert len(cut.encode()) == LONGEST + len("…".encode())
@@ -246,8 +247,8 @@ def test_secrets_within_arrays_and_maps_are_masked(seen):
     """What stands deeper is masked too."""
     for number, (secret, _, alike) in enumerate(SECRETS):
         assert secret not in str(seen.attributes(f"secret {number}")["list"])
-        assert secret not in str(plain(seen.logs[f"secret {number} in a map"].body))
-        assert plain(seen.logs[f"alike {number} in a map"].body) == {"within": {"a": [alike]}}
+        assert secret not in str(value_of(seen.logs[f"secret {number} in a map"].body))
+        assert value_of(seen.logs[f"alike {number} in a map"].body) == {"within": {"a": [alike]}}
     assert seen.attributes("card as a number") == {
         "n": "****",
         "row": 962345678901234567,
@@ -264,7 +265,7 @@ def test_keys_of_secrets(seen):
     assert attributes_of(span.events[0].attributes) == expected
     assert seen.of_log("keys") == expected
     assert attributes_of(point.attributes) == expected
-    assert plain(seen.logs["keys"].body) == {**expected, "within": expected}
+    assert value_of(seen.logs["keys"].body) == {**expected, "within": expected}
     assert attributes_of(resource.attributes) == {"service.name": "bank", "app.secret": "****"}
 
 

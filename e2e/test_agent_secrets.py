@@ -14,7 +14,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,8 +23,11 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from e2e.agent import Agent, BackEnds, attributes_of, plain
+from e2e.agent import Agent, BackEnds
 from otel_crdb.testing import server
+from otel_crdb.testing.otlp import attributes_of, value_of
+from stack.servers import listens
+from tests.processes import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -210,9 +212,7 @@ def _sell(folder: Path, variables: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def _served(folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / "shop.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -221,7 +221,7 @@ def _served(folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
         )  # fmt: skip
     try:
         end = time.monotonic() + WITHIN
-        while not _listens(port):
+        while not listens(port):
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end, log.read_text()
             time.sleep(0.05)
@@ -232,12 +232,6 @@ def _served(folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 def _ask(url: str, headers: Mapping[str, str], status: int) -> None:
@@ -304,7 +298,7 @@ def test_no_secret_leaves_the_agent(tmp_path):
     kept = [attributes_of(span.attributes) for _, span in back_ends.spans]
     assert {"23505", "23502"} <= {told.get("db.response.status_code") for told in kept}
     assert "constraint" in {told.get("cockroachdb.error.class") for told in kept}
-    assert "signed in" in [plain(record.body) for _, record in back_ends.records]
+    assert "signed in" in [value_of(record.body) for _, record in back_ends.records]
 
 
 def test_what_was_masked_at_the_source_passes_unchanged(tmp_path):

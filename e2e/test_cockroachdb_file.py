@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,8 +22,10 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeL
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span, Status
 
-from e2e.agent import Agent, BackEnds, attributes_of, pairs, plain
+from e2e.agent import Agent, BackEnds, pairs
+from otel_crdb.testing.otlp import attributes_of, value_of
 from stack import servers
+from tests.processes import free_port
 
 COCKROACHDB = servers.CONFIGURATION / "cockroachdb.yaml"
 CLUSTER = "a2fa3fc5-6c5d-4b0b-8a47-0c0f0a2c1b1d"
@@ -94,12 +95,6 @@ def node():
         thread.join()
 
 
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Cluster:
     """An agent with both files, the folder that nodes write their logs to, and what came of all."""
 
@@ -108,7 +103,7 @@ class Cluster:
         self.logs.mkdir(parents=True)
         self.file = self.logs / "cockroach.roach1.root.2021-10-20T15_07_16Z.000001.log"
         self.back_ends = back_ends
-        self.otlp = f"127.0.0.1:{_free_port()}"
+        self.otlp = f"127.0.0.1:{free_port()}"
         self._folder = folder
         self._variables = {
             "COCKROACHDB_HTTP_TARGETS": f"[{target}]",
@@ -130,7 +125,7 @@ class Cluster:
             )
 
     def bodies(self):
-        return [plain(record.body) for _, record in self.back_ends.records]
+        return [value_of(record.body) for _, record in self.back_ends.records]
 
 
 @contextlib.contextmanager
@@ -200,7 +195,7 @@ def _otlp_log():
 
 
 def _line(ends, body):
-    (found,) = [(resource, record) for resource, record in ends.records if plain(record.body) == body]
+    (found,) = [(resource, record) for resource, record in ends.records if value_of(record.body) == body]
     return found
 
 
@@ -245,7 +240,7 @@ def test_a_line_of_a_log(came):
 
 def test_severities_of_lines(came):
     """Each severity has OpenTelemetry's number."""
-    numbers = {plain(record.body): record.severity_number for _, record in came.records}
+    numbers = {value_of(record.body): record.severity_number for _, record in came.records}
     assert numbers["slow heartbeat"] == SeverityNumber.SEVERITY_NUMBER_WARN
     assert numbers["queue"] == SeverityNumber.SEVERITY_NUMBER_ERROR
     assert numbers["****"] == SeverityNumber.SEVERITY_NUMBER_FATAL
@@ -255,7 +250,7 @@ def test_an_event_of_a_log(came):
     """An event is its JSON, with its type as a name, its error classified, its statement without literals."""
     (record,) = [record for _, record in came.records if record.event_name == "cockroachdb.query_execute"]
     told = attributes_of(record.attributes)
-    body = json.loads(plain(record.body))
+    body = json.loads(value_of(record.body))
     assert body["EventType"] == told["cockroachdb.event.type"] == "query_execute"
     assert "PlaceholderValues" not in body
     assert told["db.system.name"] == "cockroachdb"
@@ -267,7 +262,7 @@ def test_an_event_of_a_log(came):
 
 def test_lines_that_are_no_records(came):
     """A file's header is left out, a line that is no JSON comes as it is, and each line comes once."""
-    bodies = [plain(record.body) for _, record in came.records]
+    bodies = [value_of(record.body) for _, record in came.records]
     assert not [body for body in bodies if "file created" in body]
     assert bodies.count("a line that is no JSON") == bodies.count('{"broken') == 1
     assert len(bodies) == len(LINES) - 1 + 2 + 1

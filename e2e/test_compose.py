@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from stack.programs import path_of
-from stack.servers import Ports, Server
+from stack.servers import Ports, Server, agent, jaeger, loki
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -90,30 +90,18 @@ class Containers:
         ports = self.ports
         self.variables = {
             "collector": {
-                "AGENT_OTLP_GRPC": f"127.0.0.1:{ports.otlp_grpc}",
-                "AGENT_OTLP_HTTP": f"127.0.0.1:{ports.otlp_http}",
-                "AGENT_HEALTH": f"127.0.0.1:{ports.agent_health}",
-                "AGENT_METRICS_HOST": "127.0.0.1",
-                "AGENT_METRICS_PORT": ports.agent_metrics,
-                "AGENT_JAEGER": f"127.0.0.1:{ports.jaeger_otlp}",
-                "AGENT_LOKI": f"http://127.0.0.1:{ports.loki}/otlp",
-                "AGENT_PROMETHEUS": f"http://127.0.0.1:{ports.prometheus}/api/v1/otlp",
+                **agent(folder, ports).variables,
                 "AGENT_QUEUE_DIRECTORY": self.place("collector", "/var/lib/otelcol"),
                 "COCKROACHDB_HTTP_TARGETS": "[]",
                 "COCKROACHDB_LOGS": f"{self.place('collector', '/var/log/cockroachdb/roach1')}/*.log",
                 "COCKROACHDB_OTLP_GRPC": "127.0.0.1:0",
             },
             "jaeger": {
-                "JAEGER_OTLP_GRPC": f"127.0.0.1:{ports.jaeger_otlp}",
-                "JAEGER_QUERY_HTTP": f"127.0.0.1:{ports.jaeger}",
-                "JAEGER_QUERY_GRPC": f"127.0.0.1:{ports.jaeger_grpc}",
-                "JAEGER_HEALTH": f"127.0.0.1:{ports.jaeger_health}",
+                **jaeger(folder, ports).variables,
                 "JAEGER_DATA": self.place("jaeger", "/badger"),
             },
             "loki": {
-                "LOKI_HOST": "127.0.0.1",
-                "LOKI_HTTP_PORT": ports.loki,
-                "LOKI_GRPC_PORT": ports.loki_grpc,
+                **loki(folder, ports).variables,
                 "LOKI_DATA": self.place("loki", "/loki"),
             },
             "prometheus": {},

@@ -60,7 +60,7 @@ class Ports:
 
     def taken(self) -> list[int]:
         """Return those that somebody listens on already."""
-        return [port for port in (getattr(self, each.name) for each in fields(self)) if _listens(port)]
+        return [port for port in (getattr(self, each.name) for each in fields(self)) if listens(port)]
 
 
 class Server:
@@ -327,7 +327,8 @@ class Stack:
         self._running.__exit__(kind, error, trace)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody listens at this port of 127.0.0.1."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False

@@ -90,13 +90,14 @@ class LogRecord(Described):
 
 def attributes_of(pairs: Iterable[KeyValue]) -> dict[str, Any]:
     """Turn OTLP's key-value pairs into a dictionary."""
-    return {pair.key: _value(pair.value) for pair in pairs}
+    return {pair.key: value_of(pair.value) for pair in pairs}
 
 
-def _value(value: AnyValue) -> Any:
+def value_of(value: AnyValue) -> Any:
+    """Turn OTLP's value into Python's."""
     kind = value.WhichOneof("value")
     if kind == "array_value":
-        return [_value(item) for item in value.array_value.values]
+        return [value_of(item) for item in value.array_value.values]
     if kind == "kvlist_value":
         return attributes_of(value.kvlist_value.values)
     return getattr(value, kind) if kind else None
@@ -170,7 +171,7 @@ def log_records_of(request: Any) -> Iterator[LogRecord]:
                     trace_id=record.trace_id.hex(),
                     event=record.event_name,
                     attributes=attributes_of(record.attributes),
-                    body=_value(record.body),
+                    body=value_of(record.body),
                     severity=record.severity_text,
                     span_id=record.span_id.hex(),
                 )
