@@ -8,6 +8,7 @@ takes psycopg 3 whenever it can be imported).
 import contextlib
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -19,6 +20,8 @@ _running = contextlib.ExitStack()
 
 def pytest_configure(config):
     """Start the server and Django before anything imports a model."""
+    # A shell ignores Ctrl-C for what it starts in the background, and the processes of the tests would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     running = _running.enter_context(server())
     config.stash[_SERVER] = running
     default = running.django_settings()
