@@ -170,7 +170,13 @@ class Explosive:
     def __str__(self):
         raise SystemError("text")
 
-    __repr__ = __iter__ = __len__ = __hash__ = __format__ = __bool__ = __str__
+    __repr__ = __iter__ = __len__ = __hash__ = __format__ = __str__
+
+    def __bool__(self):
+        # psycopg2 goes on with the error set, and what comes of it then hangs on when garbage is collected.
+        if is_psycopg3:
+            raise SystemError("truth")
+        return True
 
     def __eq__(self, other):
         raise SystemError("compared")
