@@ -24,7 +24,7 @@ from otel_crdb.testing import ServerError, server
 
 from . import programs
 from .programs import StackError
-from .servers import LINES_OF_A_LOG, Ports, Stack, go_with_the_parent
+from .servers import Ports, Stack, go_with_the_parent, last_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,8 +159,7 @@ def _bank(folder: Path, otlp: str, port: int) -> Iterator[tuple[str, str]]:
             bank.wait_until_ready(Client(bank.address, Tally()))
         except DemoError as error:
             # Its log goes with the folder.
-            end = "\n".join(bank.log.read_text(errors="replace").splitlines()[-LINES_OF_A_LOG:])
-            raise StackError(f"{error}\n{end}") from error
+            raise StackError(f"{error}\n{last_lines(bank.log)}") from error
         ending.callback(bank.stop)
         address = f"http://127.0.0.1:{port}"
         load = [sys.executable, "-m", "demo.load", "--address", address]

@@ -144,9 +144,11 @@ class Server:
         end = time.monotonic() + READY_WITHIN
         while not self.is_ready():
             if self._process is None or self._process.poll() is not None:
-                raise StackError(f"{self.name} did not start:\n{self.last_lines()}")
+                raise StackError(f"{self.name} did not start:\n{last_lines(self.log)}")
             if time.monotonic() > end:
-                raise StackError(f"{self.name} is not ready after {READY_WITHIN:.0f} s:\n{self.last_lines()}")
+                raise StackError(
+                    f"{self.name} is not ready after {READY_WITHIN:.0f} s:\n{last_lines(self.log)}"
+                )
             time.sleep(0.1)
 
     def stop(self) -> None:
@@ -167,7 +169,7 @@ class Server:
             process.wait()
             raise StackError(f"{self.name} did not stop in {STOPPED_WITHIN:.0f} s: killed") from None
         if status not in self._ends_with:
-            raise StackError(f"{self.name} stopped with status {status}:\n{self.last_lines()}")
+            raise StackError(f"{self.name} stopped with status {status}:\n{last_lines(self.log)}")
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
@@ -175,12 +177,6 @@ class Server:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-    def last_lines(self) -> str:
-        """Return the end of its log."""
-        if not self.log.exists():
-            return ""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-LINES_OF_A_LOG:])
 
 
 def agent(
@@ -325,6 +321,13 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._running.__exit__(kind, error, trace)
+
+
+def last_lines(log: Path) -> str:
+    """Return the end of a log; nothing where there is none."""
+    if not log.exists():
+        return ""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LINES_OF_A_LOG:])
 
 
 def listens(port: int) -> bool:
